@@ -1,0 +1,1 @@
+"""The worker: one attempt of one stage. Only `worker.contract` may be imported from outside."""

@@ -1,0 +1,208 @@
+"""Reading a spec: every problem at once, each with its path and what would be right."""
+
+import copy
+import difflib
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from worker.contract.spec import JobSpec, PretrainStage, RehearseStage, Scratch, SftStage, TrainStage
+
+# What the spec itself decides; a raw DeepSpeed configuration may not say it a second time.
+DECIDED_BY_SPEC = {
+    "train_batch_size": "stage.batch",
+    "train_micro_batch_size_per_gpu": "stage.micro_batch",
+    "gradient_accumulation_steps": "stage.batch and stage.micro_batch",
+    "gradient_clipping": "stage.optimizer.clip",
+    "optimizer": "stage.optimizer",
+    "scheduler": "stage.optimizer.schedule",
+    "bf16": "deepspeed.precision",
+    "fp16": "deepspeed.precision (fp32 or bf16)",
+    "zero_optimization.stage": "deepspeed.zero",
+    "zero_optimization.offload_optimizer": "deepspeed.offload",
+}
+# What DeepSpeed may be told beyond that. The rest changes files, hooks or data that exact resume depends on.
+PASSED_ON = {
+    "zero_optimization",
+    "communication_data_type",
+    "prescale_gradients",
+    "wall_clock_breakdown",
+    "comms_logger",
+}
+STAGE_TYPES = ("pretrain", "sft", "rehearse")
+_BRANCHES = ("Scratch", "str", "float", "int", "constrained-str", "constrained-float")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with an input: where (a dotted path) and what would be right."""
+
+    path: str
+    message: str
+
+
+class InvalidSpec(ValueError):
+    """A spec that cannot be run, with everything that is wrong about it."""
+
+    def __init__(self, problems: list[Problem]):
+        super().__init__("; ".join(f"{p.path}: {p.message}" for p in problems))
+        self.problems = problems
+
+
+def parse_spec(data: Any) -> JobSpec:
+    """A spec from plain data. Raises InvalidSpec with all problems at once."""
+    try:
+        spec = JobSpec.model_validate(data)
+    except ValidationError as error:
+        details = error.errors()
+        problems = [problem(detail, JobSpec) for detail in details]
+        # Fields that are wrong by themselves must not hide a mix that is wrong: look at what is left without them.
+        try:
+            rest = JobSpec.model_validate(_without(data, [detail["loc"] for detail in details]))
+        except ValidationError:
+            pass
+        else:
+            wrong = {p.path for p in problems}
+            problems += [p for p in mixes(rest) if not any(p.path == path for path in wrong)]
+        raise InvalidSpec(problems) from None
+    if problems := mixes(spec):
+        raise InvalidSpec(problems)
+    return spec
+
+
+def mixes(spec: JobSpec) -> list[Problem]:
+    """What is wrong between fields that are each right."""
+    found = _stage(spec.stage, spec) if isinstance(spec.stage, TrainStage) else []
+
+    def wrong(path: str, message: str) -> None:
+        found.append(Problem(path, message))
+
+    if spec.deepspeed.offload == "cpu" and spec.deepspeed.zero == 0:
+        wrong("deepspeed.offload", "needs deepspeed.zero 1, 2 or 3; write one of them, or offload: none")
+    found += _raw_deepspeed(spec.deepspeed.config)
+    if spec.evaluate is not None and isinstance(spec.stage, RehearseStage):
+        wrong("evaluate", "a rehearsal has nothing to evaluate; leave it out")
+    elif spec.evaluate is not None and (spec.evaluate.data is None) == (spec.evaluate.held_out is None):
+        wrong("evaluate", "give one of `data` and `held_out`")
+    return found
+
+
+def _stage(stage: TrainStage, spec: JobSpec) -> list[Problem]:
+    found: list[Problem] = []
+
+    def wrong(path: str, message: str) -> None:
+        found.append(Problem(path, message))
+
+    if stage.steps is not None and stage.epochs is not None:
+        wrong("stage.epochs", "give `steps` or `epochs`, not both")
+    if stage.batch % spec.ranks:
+        wrong(
+            "stage.batch",
+            f"{stage.batch} rows do not divide among {spec.ranks} ranks; write a multiple of {spec.ranks}",
+        )
+    elif stage.micro_batch is not None and stage.batch % (stage.micro_batch * spec.ranks):
+        share = stage.batch // spec.ranks
+        wrong("stage.micro_batch", f"must divide a rank's share of the batch, {share} rows; got {stage.micro_batch}")
+    if isinstance(stage.model, Scratch):
+        found += _scratch(stage.model, stage.max_length)
+        if stage.lora is not None:
+            wrong("stage.lora", "a model from scratch has no weights worth freezing; leave `lora` out")
+    warmup = stage.optimizer.warmup
+    if warmup >= 1 and (warmup != int(warmup) or (stage.steps is not None and warmup > stage.steps)):
+        wrong("stage.optimizer.warmup", "from 1 on it is a count of steps: a whole number, at most `steps`")
+    return found
+
+
+def _scratch(model: Scratch, max_length: int) -> list[Problem]:
+    found = []
+    config = model.config
+    if not isinstance(config.get("model_type"), str):
+        found.append(Problem("stage.model.config.model_type", "name the architecture, such as llama or gpt2"))
+    if "vocab_size" in config:
+        found.append(Problem("stage.model.config.vocab_size", "comes from the tokenizer; leave it out"))
+    for field in ("auto_map", "_name_or_path", "quantization_config"):
+        if field in config:
+            found.append(Problem(f"stage.model.config.{field}", "is not taken here; leave it out"))
+    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    if isinstance(positions, int) and max_length > positions:
+        found.append(Problem("stage.max_length", f"the model has {positions} positions; write at most {positions}"))
+    return found
+
+
+def _raw_deepspeed(config: dict[str, Any]) -> list[Problem]:
+    found = []
+    flat = set(config) | {f"zero_optimization.{k}" for k in _mapping(config.get("zero_optimization"))}
+    for key in sorted(flat & set(DECIDED_BY_SPEC)):
+        found.append(Problem(f"deepspeed.config.{key}", f"is decided by {DECIDED_BY_SPEC[key]}; write it there"))
+    for key in sorted(set(config) - PASSED_ON - set(DECIDED_BY_SPEC)):
+        found.append(Problem(f"deepspeed.config.{key}", f"is not passed on; known: {', '.join(sorted(PASSED_ON))}"))
+    if "zero_optimization" in config and not isinstance(config["zero_optimization"], dict):
+        found.append(Problem("deepspeed.config.zero_optimization", "must be an object"))
+    if "offload_param" in _mapping(config.get("zero_optimization")):
+        found.append(Problem("deepspeed.config.zero_optimization.offload_param", "is not supported"))
+    return found
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def problem(detail: ErrorDetails, model: type[BaseModel]) -> Problem:
+    """One pydantic error as a path and a sentence that says what would be right."""
+    parts = [str(p) for p in detail["loc"] if p not in STAGE_TYPES and not _is_variant(p)]
+    path = ".".join(parts) or "(the whole)"
+    kind, message = detail["type"], detail["msg"]
+    if kind == "extra_forbidden":
+        known = _fields_at(model, parts[:-1])
+        near = difflib.get_close_matches(parts[-1], known, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(known))}"
+        return Problem(path, f"unknown field; {hint}")
+    if kind == "missing":
+        return Problem(path, "is required")
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return Problem(f"{path}.type", f"write one of {', '.join(STAGE_TYPES)}")
+    if kind == "string_pattern_mismatch" and parts and parts[-1] == "name":
+        return Problem(
+            path, "write 1 to 63 lower-case letters, digits, dots, dashes or underscores; no mark at either end"
+        )
+    message = message.removeprefix("Value error, ").replace("Input should be", "must be")
+    given = detail.get("input")
+    shown = f"; got {given!r}" if isinstance(given, str | int | float | bool) and len(repr(given)) <= 80 else ""
+    return Problem(path, message[0].lower() + message[1:] + shown)
+
+
+def _is_variant(part: int | str) -> bool:
+    """Pydantic names the branch of a union in an error's location; a person's spec has no such field."""
+    return isinstance(part, str) and (part in _BRANCHES or "[" in part)
+
+
+def _fields_at(model: type[BaseModel], parts: list[str]) -> list[str]:
+    """The field names of the model that the path `parts` leads to."""
+    here: list[type[BaseModel]] = [model]
+    for part in parts:
+        if part == "stage":
+            here = [PretrainStage, SftStage, RehearseStage]
+            continue
+        here = [m for h in here if part in h.model_fields for m in _models_in(h.model_fields[part].annotation)]
+    return sorted({name for m in here for name in m.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for a in get_args(annotation) for m in _models_in(a)]
+
+
+def _without(data: Any, locations: list[tuple[int | str, ...]]) -> Any:
+    """A copy of `data` without the leaves at `locations`."""
+    rest = copy.deepcopy(data)
+    for location in locations:
+        at: Any = rest
+        keys = [p for p in location if p not in STAGE_TYPES and not _is_variant(p)]
+        for key in keys[:-1]:
+            at = at.get(key) if isinstance(at, dict) else None
+        if isinstance(at, dict) and keys:
+            at.pop(keys[-1], None)
+    return rest

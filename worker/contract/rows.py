@@ -1,0 +1,125 @@
+"""The rows of a data file, one JSON object a line, and the check that every line gets on arrival."""
+
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+MAX_LINE_BYTES = 16 * 2**20
+
+
+class Row(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Text(Row):
+    """A row of raw text, for pretrain."""
+
+    text: Annotated[str, Field(min_length=1)]
+
+
+class Turn(Row):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Dialogue(Row):
+    """A row for sft: turns of one dialogue, at least one of them the assistant's."""
+
+    messages: Annotated[list[Turn], Field(min_length=1)]
+
+
+RowKind = Literal["text", "messages"]
+ROWS: dict[RowKind, type[Row]] = {"text": Text, "messages": Dialogue}
+NEEDED_BY_STAGE: dict[str, RowKind] = {"pretrain": "text", "sft": "messages"}
+
+
+class BadRow(ValueError):
+    """A line that is not a row. `line` counts from 1."""
+
+    def __init__(self, line: int, message: str):
+        super().__init__(f"line {line}: {message}")
+        self.line = line
+
+
+class Summary(NamedTuple):
+    kind: RowKind
+    rows: int
+
+
+def parse_line(raw: bytes, line: int) -> tuple[RowKind, Row]:
+    """One line as a row. Raises BadRow with the line's number and what would be right."""
+    if len(raw) > MAX_LINE_BYTES:
+        raise BadRow(line, f"is longer than {MAX_LINE_BYTES} bytes")
+    try:
+        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise BadRow(line, f"is not UTF-8 (byte {error.start + 1} of the line)") from None
+    except (ValueError, RecursionError) as error:
+        raise BadRow(line, f"is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BadRow(line, f"must be a JSON object, such as {EXAMPLES['messages']}")
+    kind = _kind(value)
+    if kind is None:
+        raise BadRow(line, f"needs `text` or `messages`: {EXAMPLES['text']} or {EXAMPLES['messages']}")
+    try:
+        row = ROWS[kind].model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        raise BadRow(line, f"`{where}`: {first['msg']}; right is {EXAMPLES[kind]}") from None
+    if isinstance(row, Dialogue) and not any(t.role == "assistant" and t.content.strip() for t in row.messages):
+        raise BadRow(line, "no turn of the assistant with any text in it: there is nothing to learn from this row")
+    return kind, row
+
+
+EXAMPLES: dict[RowKind, str] = {
+    "text": '{"text": "..."}',
+    "messages": '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}',
+}
+
+
+class RowChecker:
+    """Checks lines as they come; all rows of a file are of one kind. Blank lines are passed over."""
+
+    def __init__(self) -> None:
+        self.kind: RowKind | None = None
+        self.rows = 0
+        self._line = 0
+
+    def feed(self, raw: bytes) -> None:
+        """Takes the next line. Raises BadRow."""
+        self._line += 1
+        if self._line == 1:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+        if not raw.strip():
+            return
+        kind, _ = parse_line(raw, self._line)
+        if self.kind is None:
+            self.kind = kind
+        elif kind != self.kind:
+            raise BadRow(self._line, f"has `{kind}`, but the rows before it have `{self.kind}`")
+        self.rows += 1
+
+    def summary(self) -> Summary:
+        """What the file holds. Raises BadRow if it has no rows."""
+        if self.kind is None:
+            raise BadRow(max(self._line, 1), "the file has no rows")
+        return Summary(self.kind, self.rows)
+
+
+def check_rows(lines: Iterable[bytes]) -> Summary:
+    """Checks all lines. Raises BadRow for the first one that is wrong."""
+    checker = RowChecker()
+    for raw in lines:
+        checker.feed(raw)
+    return checker.summary()
+
+
+def _kind(value: dict[str, Any]) -> RowKind | None:
+    return next((kind for kind in ROWS if kind in value), None)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
