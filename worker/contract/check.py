@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import math
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -32,6 +33,7 @@ PASSED_ON = {
     "comms_logger",
 }
 STAGE_TYPES = ("pretrain", "sft", "rehearse")
+_MUST_BE = "must be "
 _BRANCHES = ("Scratch", "str", "float", "int", "constrained-str", "constrained-float")
 
 
@@ -53,23 +55,51 @@ class InvalidSpec(ValueError):
 
 def parse_spec(data: Any) -> JobSpec:
     """A spec from plain data. Raises InvalidSpec with all problems at once."""
+    not_finite = _not_finite(data)
     try:
         spec = JobSpec.model_validate(data)
     except ValidationError as error:
         details = error.errors()
-        problems = [problem(detail, JobSpec) for detail in details]
+        problems = _one_a_path([*not_finite, *(problem(detail, JobSpec) for detail in details)])
         # Fields that are wrong by themselves must not hide a mix that is wrong: look at what is left without them.
         try:
             rest = JobSpec.model_validate(_without(data, [detail["loc"] for detail in details]))
         except ValidationError:
             pass
         else:
-            wrong = {p.path for p in problems}
-            problems += [p for p in mixes(rest) if not any(p.path == path for path in wrong)]
+            problems = _one_a_path(problems + mixes(rest))
         raise InvalidSpec(problems) from None
-    if problems := mixes(spec):
+    if problems := not_finite + mixes(spec):
         raise InvalidSpec(problems)
     return spec
+
+
+def _one_a_path(problems: list[Problem]) -> list[Problem]:
+    """One problem for each path: the branches of a union each say what they would have taken."""
+    by_path: dict[str, Problem] = {}
+    for p in problems:
+        before = by_path.setdefault(p.path, p)
+        if p.message.startswith(_MUST_BE) and before.message.startswith(_MUST_BE) and p.message != before.message:
+            said, _, given = before.message.partition("; got ")
+            more = p.message.partition("; got ")[0].removeprefix(_MUST_BE)
+            by_path[p.path] = Problem(p.path, f"{said} or {more}" + (f"; got {given}" if given else ""))
+        elif before.message.startswith(_MUST_BE) and not p.message.startswith(_MUST_BE):
+            by_path[p.path] = p
+    return list(by_path.values())
+
+
+def _not_finite(data: Any) -> list[Problem]:
+    """The NaN and infinite numbers anywhere in plain data, also where a spec takes any value."""
+    found, left = [], [("", data)]
+    while left:
+        path, value = left.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            found.append(Problem(path.removeprefix("."), f"must be a finite number; got {value}"))
+        elif isinstance(value, dict):
+            left += [(f"{path}.{key}", inner) for key, inner in value.items()]
+        elif isinstance(value, list):
+            left += [(f"{path}.{index}", inner) for index, inner in enumerate(value)]
+    return found
 
 
 def mixes(spec: JobSpec) -> list[Problem]:
@@ -167,7 +197,10 @@ def problem(detail: ErrorDetails, model: type[BaseModel]) -> Problem:
         return Problem(
             path, "write 1 to 63 lower-case letters, digits, dots, dashes or underscores; no mark at either end"
         )
+    if kind in ("model_type", "dict_type"):
+        return Problem(path, "must be an object")
     message = message.removeprefix("Value error, ").replace("Input should be", "must be")
+    message = message.replace("a valid ", "a ").replace("a integer", "a whole number")
     given = detail.get("input")
     shown = f"; got {given!r}" if isinstance(given, str | int | float | bool) and len(repr(given)) <= 80 else ""
     return Problem(path, message[0].lower() + message[1:] + shown)

@@ -1,0 +1,62 @@
+"""Lines of a data file: checked one by one; the first that is wrong is named."""
+
+import json
+
+import pytest
+
+from worker.contract.rows import BadRow, check_rows
+
+pytestmark = pytest.mark.quick
+
+TALK = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}\n'
+TEXT = b'{"text": "once"}\n'
+
+
+def refused(lines: list[bytes]) -> str:
+    with pytest.raises(BadRow) as bad:
+        check_rows(lines)
+    return str(bad.value)
+
+
+def test_rows_are_counted_and_their_kind_is_told() -> None:
+    assert check_rows([TALK, b"\n", TALK]) == ("messages", 2)
+    assert check_rows([b"\xef\xbb\xbf" + TEXT]) == ("text", 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b"{\n", "is not JSON"),
+        (b"[1]\n", "must be a JSON object"),
+        (b'{"text": NaN}\n', "NaN is not JSON"),
+        (b'{"text": "\xff"}\n', "is not UTF-8"),
+        (b'{"text": ""}\n', "`text`"),
+        (b'{"text": 3}\n', "`text`"),
+        (b'{"text": "a", "extra": 1}\n', "`extra`"),
+        (b'{"prompt": "a"}\n', "needs `text` or `messages`"),
+        (TALK, "but the rows before it have `text`"),
+        (b"[" * 100_000 + b"\n", "is not JSON"),
+    ],
+)
+def test_a_broken_line_seven_is_named(line: bytes, says: str) -> None:
+    message = refused([TEXT] * 6 + [line] + [TEXT])
+    assert message.startswith("line 7: ") and says in message
+
+
+def test_blank_lines_count_as_lines() -> None:
+    assert refused([TEXT, b"\n", b"{"]).startswith("line 3: ")
+
+
+@pytest.mark.parametrize("messages", [[], [{"role": "user", "content": "hi"}], [{"role": "assistant", "content": " "}]])
+def test_a_dialogue_without_an_answer_is_refused(messages: list[dict[str, str]]) -> None:
+    assert refused([json.dumps({"messages": messages}).encode()]).startswith("line 1: ")
+
+
+@pytest.mark.parametrize("role", ["robot", "tool", ""])
+def test_a_role_that_no_template_knows_is_refused(role: str) -> None:
+    assert "`messages.0.role`" in refused([json.dumps({"messages": [{"role": role, "content": "x"}]}).encode()])
+
+
+def test_a_file_without_rows_is_refused() -> None:
+    assert "has no rows" in refused([])
+    assert "has no rows" in refused([b"\n", b"  \n"])
