@@ -1,0 +1,127 @@
+"""Folders that are whole or not there: checkpoints and outputs are sealed with their hashes, found and swept.
+
+A folder is written under a temporary name, hashed into its manifest, flushed, renamed, and its parent flushed. So a
+crash at any moment leaves either the whole folder or a temporary one that nobody reads.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from worker.contract import manifest
+from worker.contract.manifest import Damaged, Manifest
+from worker.contract.protocol import Checkpoint
+
+TEMPORARY = ".tmp-"
+_STEP = "step-"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A whole checkpoint: every file has the hash that its manifest says."""
+
+    step: int
+    attempt: int
+    path: Path
+    manifest: Manifest
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """The final folder of a step's checkpoint."""
+    return checkpoints / f"{_STEP}{step:09d}"
+
+
+def temporary_for(final: Path) -> Path:
+    """A fresh, empty temporary folder beside `final`, to be filled and sealed. Every rank knows its name."""
+    temporary = temporary_name(final)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def temporary_name(final: Path) -> Path:
+    """The name under which `final` is written until it is sealed."""
+    return final.with_name(f"{TEMPORARY}{final.name}")
+
+
+def seal(temporary: Path, final: Path) -> Manifest:
+    """Makes a filled temporary folder the final one, whole, and gives its manifest.
+
+    A final folder that is there already and whole is kept, and the temporary one removed: the same attempt at the same
+    step has nothing new to say. Raises OSError, with nothing changed but the temporary folder.
+    """
+    if final.exists():
+        try:
+            kept = manifest.verify(final)
+        except Damaged:
+            shutil.rmtree(final)
+        else:
+            shutil.rmtree(temporary)
+            return kept
+    described = manifest.describe(temporary)
+    (temporary / manifest.MANIFEST).write_bytes(described.encode())
+    for path in temporary.rglob("*"):
+        _flush(path)
+    _flush(temporary)
+    temporary.rename(final)
+    _flush(final.parent)
+    return described
+
+
+def announce(final: Path, sealed: Manifest, *, step: int, store: Path) -> Checkpoint:
+    """The message that tells of a sealed checkpoint."""
+    return Checkpoint(
+        step=step,
+        path=final.relative_to(store).as_posix(),
+        bytes=sealed.total_bytes,
+        sha256=sealed.sha256,
+        at=datetime.now(UTC),
+    )
+
+
+def newest_whole(job_folder: Path, before_attempt: int | None = None) -> tuple[Found | None, list[str]]:
+    """The newest whole checkpoint of a job, and a sentence on each newer one that is damaged.
+
+    Looks at all attempts' folders, or at those before `before_attempt`; the highest step first, of two with the same
+    step that of the later attempt. Hashes are verified, so a checkpoint cut short or with one bit flipped is passed over.
+    """
+    damaged: list[str] = []
+    for step, attempt, path in sorted(_candidates(job_folder, before_attempt), reverse=True):
+        try:
+            return Found(step, attempt, path, manifest.verify(path)), damaged
+        except (Damaged, OSError) as error:
+            damaged.append(f"the checkpoint of step {step} (attempt {attempt}) is passed over: {error}")
+    return None, damaged
+
+
+def sweep(attempt_folder: Path) -> list[Path]:
+    """Removes what unfinished writes left in an attempt's folder, and gives their paths. Sealed folders stay."""
+    left = [path for path in attempt_folder.rglob(f"{TEMPORARY}*") if path.exists()]
+    for path in left:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return left
+
+
+def _candidates(job_folder: Path, before_attempt: int | None) -> list[tuple[int, int, Path]]:
+    found = []
+    for path in job_folder.glob(f"a*/checkpoints/{_STEP}*"):
+        attempt, step = path.parent.parent.name[1:], path.name.removeprefix(_STEP)
+        if not (attempt.isdecimal() and step.isdecimal() and path.is_dir()):
+            continue
+        if before_attempt is None or int(attempt) < before_attempt:
+            found.append((int(step), int(attempt), path))
+    return found
+
+
+def _flush(path: Path) -> None:
+    """Brings a file's or folder's content to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,74 @@
+"""The ways in which an attempt ends other than well, each with its exit code and the word for its reason."""
+
+import errno
+
+from worker.contract.protocol import Exit
+
+
+class WorkerFailure(Exception):
+    """An end that has a name: `exit` is the process's code, `reason` one CamelCase word, `message` what to do about it."""
+
+    exit = Exit.FAILED
+    reason = "WorkerError"
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.message = message
+
+
+class BadSpec(WorkerFailure):
+    """A spec that turned out to be impossible: a model that is not there, a length that the model does not have."""
+
+    exit = Exit.BAD_SPEC
+    reason = "InvalidSpec"
+
+
+class BadData(WorkerFailure):
+    """Data that cannot be trained on, with the line where it can be told."""
+
+    exit = Exit.BAD_DATA
+    reason = "InvalidData"
+
+
+class Diverged(WorkerFailure):
+    """A loss or a gradient that is no number any more."""
+
+    exit = Exit.DIVERGED
+    reason = "Diverged"
+
+
+class OutOfMemory(WorkerFailure):
+    """The memory does not suffice, with what to change in the spec."""
+
+    exit = Exit.OUT_OF_MEMORY
+    reason = "OutOfMemory"
+
+
+class Stopped(WorkerFailure):
+    """The attempt ends because it was asked to, having saved what it was asked to save."""
+
+    exit = Exit.STOPPED
+    reason = "Stopped"
+
+    def __init__(self, message: str = "stopped when asked"):
+        super().__init__(message)
+
+
+class StoreFull(WorkerFailure):
+    """The store has no room left; checkpoints that were whole before still are."""
+
+    reason = "StoreFull"
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def is_store_full(error: BaseException) -> bool:
+    """Whether an error, or what it was raised from, says that a disk or a quota is full."""
+    seen: BaseException | None = error
+    while seen is not None:
+        # torch's writers wrap the system's error in a RuntimeError that keeps only its text.
+        if (isinstance(seen, OSError) and seen.errno in _FULL) or "No space left on device" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
