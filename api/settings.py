@@ -1,0 +1,131 @@
+"""Settings of the control plane, from the environment (`DATA`, `DATABASE_URL`, …) and the command line."""
+
+import ipaddress
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+MIB = 2**20
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+class BadSettings(ValueError):
+    """Settings that the control plane refuses to start with; each line is a sentence."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` can be reached from this machine alone."""
+    if host in LOOPBACK_NAMES:
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class Settings(BaseSettings):
+    """All that can be set, with its default. Sizes are bytes, times are seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="", extra="ignore", frozen=True, env_ignore_empty=True)
+
+    data: Path = Field(default=Path("rlhf-data"), description="the folder that holds all that one machine keeps")
+    database_url: str = Field(default="", description="absent: SQLite in the data folder; else postgresql://…")
+    cluster: Literal["local"] = Field(default="local", description="what runs attempts: processes of this machine")
+    local_jobs: Annotated[int, Field(ge=1, le=64)] = Field(default=1, description="jobs that run at once")
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(default=8000, description="0: any free one")
+    worker_host: str = Field(default="127.0.0.1", description="where workers report to; each call needs a token")
+    worker_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    store: str = Field(default="", description="absent: file://DATA/store")
+    allowed_paths: Annotated[list[Path], NoDecode] = Field(
+        default_factory=lambda: [Path.cwd()],
+        description=f"folders, joined by {os.pathsep!r}, whose models and data a spec may name by path",
+    )
+    max_body: Annotated[int, Field(ge=1024)] = Field(default=MIB, description="bytes of a JSON body")
+    max_file: Annotated[int, Field(ge=1)] = Field(default=512 * MIB, description="bytes of a data file")
+    hub_timeout: Annotated[float, Field(gt=0, le=60)] = Field(default=5.0, description="for one question to the hub")
+    shutdown_grace: Annotated[float, Field(gt=0, le=60)] = Field(
+        default=5.0, description="for requests under way, when asked to stop"
+    )
+
+    @field_validator("allowed_paths", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @field_validator("host")
+    @classmethod
+    def _loopback(cls, value: str) -> str:
+        if not is_loopback(value):
+            raise ValueError(
+                f"{value} can be reached from other machines, and there is no authentication yet: "
+                "write 127.0.0.1, and reach it through an SSH tunnel or a proxy that authenticates"
+            )
+        return value
+
+    @field_validator("store")
+    @classmethod
+    def _file_store(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value and (parts.scheme != "file" or parts.netloc or not parts.path.startswith("/")):
+            raise ValueError(f"{value} is not a store that is known; write file:///folder")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str) -> str:
+        for scheme in ("postgresql+asyncpg://", "postgresql://", "postgres://"):
+            if value.startswith(scheme):
+                return "postgresql+asyncpg://" + value.removeprefix(scheme)
+        if value and not value.startswith("sqlite+aiosqlite:///"):
+            raise ValueError("write a URL that starts with postgresql://, or leave it out for SQLite")
+        return value
+
+    @model_validator(mode="after")
+    def _absolute(self) -> "Settings":
+        # Workers run in other folders: all that they are handed is absolute.
+        object.__setattr__(self, "data", self.data.expanduser().absolute())
+        object.__setattr__(self, "allowed_paths", [p.expanduser().absolute() for p in self.allowed_paths])
+        return self
+
+    @property
+    def sqlite(self) -> bool:
+        """Whether the database is a file in the data folder."""
+        return not self.database_url.startswith("postgresql")
+
+    @property
+    def database(self) -> str:
+        """The database's URL, as SQLAlchemy takes it."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.data / 'rlhf.db'}"
+
+    @cached_property
+    def store_path(self) -> Path:
+        """The store's folder."""
+        return Path(unquote(urlsplit(self.store).path)) if self.store else self.data / "store"
+
+    @property
+    def store_url(self) -> str:
+        """The store's URL, as orders name it."""
+        return self.store or self.store_path.as_uri()
+
+    @property
+    def worker_url_file(self) -> Path:
+        """The file that tells workers where to report to."""
+        return self.data / "worker-url"
+
+
+def load(**given: Any) -> Settings:
+    """Settings from the environment, with `given` (None: not given) over them. Raises BadSettings."""
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(p) for p in detail['loc']).upper()}: {detail['msg'].removeprefix('Value error, ')}"
+            for detail in error.errors()
+        ]
+        raise BadSettings("\n".join(lines)) from None

@@ -1,0 +1,50 @@
+"""A job's events, numbered from 1 without a gap."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Literal
+
+from sqlalchemy import and_, insert, or_, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.store.database import utcnow
+from api.store.tables import EventRow, JobRow
+from worker.contract.protocol import Level
+
+Source = Literal["api", "operator", "worker"]
+
+
+async def add(
+    session: AsyncSession,
+    job: JobRow,
+    type: str,
+    message: str,
+    *,
+    level: Level = "info",
+    source: Source = "operator",
+    attempt: int | None = None,
+    step: int | None = None,
+    at: datetime | None = None,
+) -> int:
+    """Appends an event and gives its number. The caller holds the lock of `job`'s row, so that a reader skips none."""
+    job.event_count += 1
+    row = {
+        "job_id": job.id,
+        "number": job.event_count,
+        "at": at or utcnow(),
+        "type": type,
+        "level": level,
+        "source": source,
+        "message": message,
+        "attempt": attempt,
+        "step": step,
+    }
+    await session.execute(insert(EventRow).values(**row))
+    return job.event_count
+
+
+async def after(session: AsyncSession, cursors: dict[str, int], limit: int) -> Sequence[EventRow]:
+    """The events of each job after its cursor, oldest first, at most `limit` in all."""
+    wanted = or_(*(and_(EventRow.job_id == job, EventRow.number > number) for job, number in cursors.items()))
+    query = select(EventRow).where(wanted).order_by(EventRow.job_id, EventRow.number).limit(limit)
+    return (await session.execute(query)).scalars().all()

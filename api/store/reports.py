@@ -1,0 +1,195 @@
+"""What a worker reports, taken in: one transaction, under the job's row lock, and cheap."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.domain.job import Desired, Phase
+from api.store.database import utcnow
+from api.store.tables import AttemptRow, Base, CheckpointRow, EventRow, JobRow, MetricRow
+from worker.contract.protocol import Answer, Finish, Report, Termination
+
+_EXIT_CODES = {"succeeded": 0, "failed": 1, "stopped": 143}
+
+
+class AttemptOver(Exception):
+    """The attempt is not, or no longer, the one that may speak: it must stop and save nothing."""
+
+
+class JobGone(Exception):
+    """The job was deleted."""
+
+
+class Misplaced(ValueError):
+    """A checkpoint or output that does not lie in the attempt's own folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The answer, and whether this was the attempt's first report."""
+
+    answer: Answer
+    first: bool = False
+
+
+async def accept(session: AsyncSession, job_id: str, attempt: int, report: Report, late: bool = False) -> Accepted:
+    """Takes in a report of one attempt; the same `seq` again changes nothing.
+
+    `late` is for reports that the operator finds in the spool of an attempt that is over: they add history, and never
+    change what the job does. Raises AttemptOver, JobGone, Misplaced.
+    """
+    job, row = await _locked(session, job_id, attempt)
+    if not late:
+        _check_live(job, attempt, row)
+    folder = f"jobs/{job_id}/a{attempt}/"
+    for checkpoint in report.checkpoints:
+        if not checkpoint.path.startswith(folder):
+            raise Misplaced(f"checkpoint {checkpoint.path} does not lie in {folder}")
+    answer = Answer(desired=Desired(job.desired).value)
+    if report.seq <= row.last_seq:
+        return Accepted(answer)
+
+    now = utcnow()
+    changes: dict[str, Any] = {"last_seq": report.seq, "progress": report.progress.model_dump()}
+    if not late:
+        changes["reported_at"] = now
+    if report.progress.mark > row.mark:
+        changes |= {"mark": report.progress.mark, "progressed_at": now}
+    first = row.accepted_at is None and not late
+    if first:
+        changes |= {"accepted_at": now, "progressed_at": now}
+    if report.resumed_from is not None and row.resumed_from is None:
+        changes["resumed_from"] = report.resumed_from
+        await _supersede(session, job_id, attempt, report.resumed_from)
+    if report.metrics:
+        await _add_metrics(session, job, attempt, report)
+    if report.checkpoints:
+        values = [
+            {"job_id": job_id, "attempt": attempt, "pruned_at": None, **checkpoint.model_dump()}
+            for checkpoint in report.checkpoints
+        ]
+        await insert_new(session, CheckpointRow, values)
+    await session.execute(
+        update(AttemptRow).where(AttemptRow.job_id == job_id, AttemptRow.number == attempt).values(**changes)
+    )
+    of_job: dict[str, Any] = {}
+    if attempt == job.attempt:
+        of_job = {"progress": changes["progress"]} | ({} if late else {"activity": report.activity})
+    if report.events:
+        of_job["event_count"] = await _add_events(session, job, attempt, report)
+    if of_job:
+        await session.execute(update(JobRow).where(JobRow.id == job_id).values(**of_job))
+    return Accepted(answer, first)
+
+
+async def finish(session: AsyncSession, job_id: str, attempt: int, end: Finish) -> bool:
+    """Keeps the attempt's own word of its end; the first one counts. Gives whether this was it.
+
+    The operator decides what follows. Raises AttemptOver, JobGone, Misplaced.
+    """
+    job, row = await _locked(session, job_id, attempt)
+    folder = f"jobs/{job_id}/a{attempt}/"
+    for output in end.outputs:
+        if not output.path.startswith(folder):
+            raise Misplaced(f"output {output.path} does not lie in {folder}")
+    if row.termination is not None:
+        return False
+    if attempt != job.attempt or row.ended_at is not None or row.accepted_at is None:
+        raise AttemptOver(f"attempt {attempt} of {job_id} is over")
+    termination = Termination(**end.model_dump(), exit_code=_EXIT_CODES[end.outcome])
+    await session.execute(
+        update(AttemptRow)
+        .where(AttemptRow.job_id == job_id, AttemptRow.number == attempt)
+        .values(termination=termination.model_dump(mode="json"))
+    )
+    return True
+
+
+async def insert_new(session: AsyncSession, table: type[Base], values: list[dict[str, Any]]) -> None:
+    """Inserts the rows whose key is not there yet, and leaves the others as they are."""
+    build = sqlite_insert if session.get_bind().dialect.name == "sqlite" else postgresql_insert
+    await session.execute(build(table).on_conflict_do_nothing(), values)
+
+
+async def _locked(session: AsyncSession, job_id: str, attempt: int) -> tuple[Any, Any]:
+    """The columns of the job and of the attempt that a report looks at, under the job's row lock."""
+    # Columns, not mapped objects: this runs a hundred times a second.
+    job = (
+        await session.execute(
+            select(JobRow.id, JobRow.phase, JobRow.desired, JobRow.attempt, JobRow.event_count, JobRow.deleted_at)
+            .where(JobRow.id == job_id)
+            .with_for_update()
+        )
+    ).one_or_none()
+    if job is None or job.deleted_at is not None:
+        raise JobGone(f"{job_id} is gone")
+    row = (
+        await session.execute(
+            select(
+                AttemptRow.accepted_at,
+                AttemptRow.ended_at,
+                AttemptRow.stopping_since,
+                AttemptRow.last_seq,
+                AttemptRow.mark,
+                AttemptRow.resumed_from,
+                AttemptRow.termination,
+            ).where(AttemptRow.job_id == job_id, AttemptRow.number == attempt)
+        )
+    ).one_or_none()
+    if row is None:
+        raise AttemptOver(f"{job_id} has no attempt {attempt}")
+    return job, row
+
+
+def _check_live(job: Any, attempt: int, row: Any) -> None:
+    over = AttemptOver("this attempt is over: stop at once and save nothing")
+    if attempt != job.attempt or row.ended_at is not None or job.phase not in (Phase.STARTING, Phase.RUNNING):
+        raise over
+    # Before its first answer an attempt has touched nothing: where it is not wanted any more, it never starts.
+    if row.accepted_at is None and (
+        job.phase != Phase.STARTING or job.desired != Desired.RUN or row.stopping_since is not None
+    ):
+        raise over
+
+
+async def _supersede(session: AsyncSession, job_id: str, attempt: int, step: int) -> None:
+    """Marks what older attempts reported past the step that this one went on from."""
+    await session.execute(
+        update(MetricRow)
+        .where(MetricRow.job_id == job_id, MetricRow.attempt < attempt, MetricRow.step > step)
+        .values(superseded=True)
+    )
+
+
+async def _add_metrics(session: AsyncSession, job: Any, attempt: int, report: Report) -> None:
+    superseded_past = None
+    if attempt < job.attempt:
+        superseded_past = await session.scalar(
+            select(func.min(AttemptRow.resumed_from)).where(AttemptRow.job_id == job.id, AttemptRow.number > attempt)
+        )
+    values = [
+        {
+            "job_id": job.id,
+            "attempt": attempt,
+            "superseded": superseded_past is not None and metric.step > superseded_past,
+            **metric.model_dump(),
+        }
+        for metric in report.metrics
+    ]
+    await insert_new(session, MetricRow, values)
+
+
+async def _add_events(session: AsyncSession, job: Any, attempt: int, report: Report) -> int:
+    number = int(job.event_count)
+    values = []
+    for event in report.events:
+        number += 1
+        values.append(
+            {"job_id": job.id, "number": number, "source": "worker", "attempt": attempt, **event.model_dump()}
+        )
+    await session.execute(insert(EventRow), values)
+    return number

@@ -1,0 +1,89 @@
+"""Attempts' tokens: signed for one job and one attempt, and good for as long as that attempt is."""
+
+import secrets
+from dataclasses import dataclass
+
+import jwt
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.store.database import Database, utcnow
+from api.store.ids import new_id
+from api.store.tables import SigningKeyRow
+
+_ALGORITHM = "HS256"
+_KEPT = 2
+
+
+class BadToken(ValueError):
+    """A token that none of our keys has signed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who a token speaks for."""
+
+    job: str
+    attempt: int
+
+
+class Tokens:
+    """Issues and verifies. Keys are rows, read once and again when a token names one that is not known yet."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._keys: dict[str, bytes] = {}
+
+    async def issue(self, job: str, attempt: int) -> str:
+        """A token for one attempt, signed with the newest key; the first call makes the first key."""
+        async with self._database.transaction() as session:
+            row = await _newest(session) or _add(session)
+        self._keys[row.id] = row.secret
+        return jwt.encode({"job": job, "attempt": attempt}, row.secret, _ALGORITHM, headers={"kid": row.id})
+
+    async def verify(self, token: str) -> Claim:
+        """Who the token speaks for. Raises BadToken."""
+        try:
+            key_id = jwt.get_unverified_header(token).get("kid")
+            if not isinstance(key_id, str):
+                raise BadToken("the token names no key")
+            secret = self._keys.get(key_id) or (await self._read()).get(key_id)
+            if secret is None:
+                raise BadToken("the token's key is not one of ours, or is retired")
+            claims = jwt.decode(token, secret, [_ALGORITHM], options={"require": ["job", "attempt"]})
+        except jwt.InvalidTokenError as error:
+            raise BadToken(f"the token is not one of ours: {error}") from None
+        job, attempt = claims["job"], claims["attempt"]
+        if not isinstance(job, str) or not isinstance(attempt, int):
+            raise BadToken("the token's claims are not a job and an attempt")
+        return Claim(job, attempt)
+
+    async def rotate(self) -> str:
+        """Makes a new key, which signs from now on; the one before it stays valid, older ones retire. Gives its id."""
+        async with self._database.transaction() as session:
+            row = _add(session)
+            await session.flush()
+            query = select(SigningKeyRow.id).where(SigningKeyRow.retired_at.is_(None))
+            ids = (await session.scalars(query.order_by(SigningKeyRow.created_at.desc(), SigningKeyRow.id))).all()
+            if old := ids[_KEPT:]:
+                retire = update(SigningKeyRow).where(SigningKeyRow.id.in_(old)).values(retired_at=utcnow())
+                await session.execute(retire)
+        await self._read()
+        return row.id
+
+    async def _read(self) -> dict[str, bytes]:
+        async with self._database.reading() as session:
+            rows = await session.scalars(select(SigningKeyRow).where(SigningKeyRow.retired_at.is_(None)))
+            self._keys = {row.id: row.secret for row in rows}
+        return self._keys
+
+
+async def _newest(session: AsyncSession) -> SigningKeyRow | None:
+    query = select(SigningKeyRow).where(SigningKeyRow.retired_at.is_(None))
+    return (await session.scalars(query.order_by(SigningKeyRow.created_at.desc()).limit(1))).first()
+
+
+def _add(session: AsyncSession) -> SigningKeyRow:
+    row = SigningKeyRow(id=new_id("key"), secret=secrets.token_bytes(32), created_at=utcnow(), retired_at=None)
+    session.add(row)
+    return row
