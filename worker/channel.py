@@ -47,7 +47,9 @@ class Channel:
     @classmethod
     def from_environment(cls) -> "Channel":
         """The channel that the launcher gave to this process. Raises KeyError outside of a launcher."""
-        return cls(socket.socket(fileno=int(os.environ["WORKER_CHANNEL_FD"])), rank=int(os.environ["RANK"]))
+        line = socket.socket(fileno=int(os.environ["WORKER_CHANNEL_FD"]))
+        line.set_inheritable(False)
+        return cls(line, rank=int(os.environ["RANK"]))
 
     @property
     def stop(self) -> Stop | None:
@@ -67,6 +69,7 @@ class Channel:
         self,
         activity: Activity | None = None,
         step: int | None = None,
+        *,
         steps: int | None = None,
         tokens: int | None = None,
         tokens_per_second: float | None = None,
@@ -144,10 +147,12 @@ class Channel:
                 self._line.sendall(json.dumps(message).encode() + b"\n")
 
     def _read(self) -> None:
-        with contextlib.suppress(OSError), self._line.makefile("rb") as lines:
-            while line := lines.readline(_LONGEST_LINE):
-                self._hear(json.loads(line))
-        os._exit(Exit.KILLED)
+        try:
+            with self._line.makefile("rb") as lines:
+                while line := lines.readline(_LONGEST_LINE):
+                    self._hear(json.loads(line))
+        finally:
+            os._exit(Exit.KILLED)
 
     def _hear(self, message: dict[str, Any]) -> None:
         if message.get("start"):

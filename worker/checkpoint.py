@@ -85,7 +85,7 @@ def newest_whole(job_folder: Path, before_attempt: int | None = None) -> tuple[F
     """The newest whole checkpoint of a job, and a sentence on each newer one that is damaged.
 
     Looks at all attempts' folders, or at those before `before_attempt`; the highest step first, of two with the same
-    step that of the later attempt. Hashes are verified, so a checkpoint cut short or with one bit flipped is passed over.
+    step that of the later attempt. Hashes are verified: one that is cut short or has a bit flipped is passed over.
     """
     damaged: list[str] = []
     for step, attempt, path in sorted(_candidates(job_folder, before_attempt), reverse=True):

@@ -1,0 +1,115 @@
+"""Reports that could not be sent yet, on disk beside the checkpoints, in the order in which they were made.
+
+One file a report, `<seq>.json`, holding exactly the report: whoever shares the store can deliver what is left when the
+attempt is over. The spool is bounded. When it is full, curves lose every second point; events and checkpoints stay.
+"""
+
+import contextlib
+import os
+from collections import defaultdict
+from pathlib import Path
+
+from worker.contract.protocol import Report
+
+LIMIT_BYTES = 16 * 2**20
+
+
+class Spool:
+    """A queue of reports by their `seq`. While the disk takes nothing, they wait in memory, under the same bound."""
+
+    def __init__(self, folder: Path, limit: int = LIMIT_BYTES):
+        """`folder` is made when it is first needed; `limit` is in bytes of JSON, on disk and in memory together."""
+        self._folder = folder
+        self._limit = limit
+        self._sizes: dict[int, int] = {}
+        self._in_memory: dict[int, Report] = {}
+        self.thinned = 0
+        """Points given up so far, for want of room."""
+        self.lost = 0
+        """Reports given up so far: their files could not be read any more."""
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of JSON in it."""
+        return sum(self._sizes.values())
+
+    def add(self, report: Report) -> None:
+        """Takes a report whose `seq` is above all before it."""
+        self._keep(report)
+        if self.bytes > self._limit:
+            self._thin()
+
+    def oldest(self) -> Report | None:
+        """The report to send next; None when there is none."""
+        while self._sizes:
+            seq = min(self._sizes)
+            if (report := self._read(seq)) is not None:
+                return report
+            self.lost += 1
+            self.remove(seq)
+        return None
+
+    def remove(self, seq: int) -> None:
+        """Forgets a report: it was accepted, or never will be."""
+        self._sizes.pop(seq, None)
+        self._in_memory.pop(seq, None)
+        with contextlib.suppress(OSError):
+            self._path(seq).unlink(missing_ok=True)
+
+    def settle(self) -> None:
+        """Brings to disk what waits in memory, as far as the disk takes it."""
+        for report in list(self._in_memory.values()):
+            self._keep(report)
+
+    def _path(self, seq: int) -> Path:
+        return self._folder / f"{seq:012d}.json"
+
+    def _read(self, seq: int) -> Report | None:
+        if seq in self._in_memory:
+            return self._in_memory[seq]
+        try:
+            return Report.model_validate_json(self._path(seq).read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def _keep(self, report: Report) -> None:
+        content = report.model_dump_json().encode()
+        self._sizes[report.seq] = len(content)
+        temporary = self._folder / f".tmp-{report.seq:012d}"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(self._path(report.seq))
+        except OSError:
+            self._in_memory[report.seq] = report
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        else:
+            self._in_memory.pop(report.seq, None)
+
+    def _thin(self) -> None:
+        """Halves every curve in the spool: a coarser one, still from end to end."""
+        reports = [report for seq in sorted(self._sizes) if (report := self._read(seq)) is not None]
+        steps: dict[str, list[int]] = defaultdict(list)
+        for report in reports:
+            for metric in report.metrics:
+                steps[metric.name].append(metric.step)
+        # The newest point of a curve is the one that a person looks for: counted from there.
+        kept = {name: set(sorted(set(of_curve))[::-2]) for name, of_curve in steps.items()}
+        for report in reports:
+            metrics = [metric for metric in report.metrics if metric.step in kept[metric.name]]
+            if len(metrics) == len(report.metrics):
+                continue
+            self.thinned += len(report.metrics) - len(metrics)
+            thinner = report.model_copy(update={"metrics": metrics})
+            # The newest says where the attempt is, whatever else it holds.
+            if metrics or report.events or report.checkpoints or report is reports[-1]:
+                self._keep(thinner)
+            else:
+                self.remove(report.seq)
