@@ -112,6 +112,10 @@ class Attempt:
     """Why the operator ends it (DeadlineExceeded, Stalled, Unschedulable …); None: its owner's wish, or nobody's."""
     termination: Termination | None = None
     reason: Reason | None = None
+    message: str = ""
+    """What is to be said of `stop_reason`."""
+    cleaned: bool = False
+    """Its objects are gone, its outcome and logs are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,4 +144,6 @@ class Job:
     retry_requested: bool = False
     newest_checkpoint: int | None = None
     """The step of the newest checkpoint of any attempt."""
+    live_checkpoints: int = 0
+    """Checkpoints of all attempts that were not pruned."""
     deleted: bool = False

@@ -1,10 +1,12 @@
 """The port to whatever runs attempts: local processes, or Kubernetes Jobs."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Protocol
 
-from worker.contract.order import Order
-from worker.contract.protocol import Termination
+from api.domain.job import Reason
+from api.domain.observation import Observation
+from worker.contract.order import Input, Order
+from worker.contract.spec import JobSpec
 
 
 class ClusterError(Exception):
@@ -12,36 +14,18 @@ class ClusterError(Exception):
 
 
 class CannotStart(ClusterError):
-    """An attempt that can never start, with the `Reason`'s word and a sentence."""
+    """An attempt that can never start, with its reason and a sentence."""
 
-    def __init__(self, reason: str, message: str):
+    def __init__(self, reason: Reason, message: str):
         super().__init__(message)
         self.reason, self.message = reason, message
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What the cluster says of one attempt, now.
-
-    An answer that did not come is no Observation: `observe` raises ClusterError.
-    """
-
-    exists: bool
-    """Its objects are there (on one machine: its process was started once)."""
-    alive: bool = False
-    """A process of it lives, or may still be started."""
-    exit_code: int | None = None
-    """Of the first process that failed, or 0; None while it lives, or where nobody knows."""
-    termination: Termination | None = None
-    """The worker's last words, if it had time for them."""
-    reason: str | None = None
-    """What the cluster itself calls the end (Killed, NodeLost, …); None where the exit code says it all."""
-    message: str = ""
-    uid: str | None = None
-
-
 class Cluster(Protocol):
     """Starts, sees and stops attempts. Names follow from job and attempt alone; every call may be repeated."""
+
+    def order(self, job: str, attempt: int, spec: JobSpec, inputs: Mapping[str, Input]) -> Order:
+        """The attempt's order, with the places that this cluster gives its files."""
 
     async def ensure(self, name: str, order: Order, token: str) -> str:
         """Creates the attempt's objects unless they are there. Gives their UID. Raises CannotStart, ClusterError."""

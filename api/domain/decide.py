@@ -1,0 +1,209 @@
+"""What to do about one job: a pure function of the job, what its cluster says, and the time.
+
+Every action may be done twice, and is done again after a restart: nothing is remembered but what is stored.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from api.domain.job import FINAL, Attempt, Desired, Job, Phase, Reason
+from api.domain.observation import Observation
+from api.domain.outcome import Backoff, Outcome, running_time, settle
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the operator decides by; the rest is in the job's spec."""
+
+    backoff: Backoff = field(default_factory=Backoff)
+    short_grace: float = 10.0
+    """Seconds for an attempt that has nothing to save, or had its time to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Record a new attempt: the job goes from `queued` to `starting`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ensure:
+    """Create the attempt's objects, unless they are there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Ask the attempt to end within `grace` seconds; the first time, `reason` is recorded with it."""
+
+    grace: float
+    reason: Reason | None = None
+    message: str = ""
+    record: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Change the phase. `reason` None clears it; `fresh` starts all counts again."""
+
+    phase: Phase
+    reason: Reason | None = None
+    message: str = ""
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Collect:
+    """Store the attempt's logs, take in its left-over reports, and check its outputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Record how the attempt ended, and what becomes of the job."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class CleanUp:
+    """Remove the objects of an attempt that is over; its outcome and logs are stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """Remove the oldest checkpoints, down to `checkpoint.keep`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Purge:
+    """Remove a deleted job: its checkpoints, logs and row. Models stay."""
+
+
+Action = Begin | Ensure | Stop | Move | Collect | Settle | CleanUp | Prune | Purge
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What came of Collect."""
+
+    spoilt: str | None = None
+    """What is wrong with the outputs of an attempt that exited with 0."""
+
+
+def decide(
+    job: Job,
+    seen: Observation | None,
+    now: datetime,
+    *,
+    up_since: datetime,
+    place: bool = False,
+    collected: Collected | None = None,
+    rules: Rules = Rules(),
+) -> list[Action]:
+    """The next actions for `job`.
+
+    `seen` is None where the cluster did not answer: then nothing is done that rests on it. `up_since` is when this
+    control plane started (reports could not arrive before it). `place`: the job may start now. `collected`: Collect
+    was done for this attempt, with this result.
+    """
+    match job.phase:
+        case Phase.QUEUED:
+            return _queued(job, now, place)
+        case Phase.PAUSED:
+            return _tidy(job) or _paused(job)
+        case Phase.STARTING | Phase.RUNNING | Phase.FINISHING if job.attempt is not None and seen is not None:
+            if job.phase is Phase.FINISHING:
+                return _finishing(job, job.attempt, seen, now, collected=collected, rules=rules)
+            if job.phase is Phase.STARTING:
+                return _starting(job, job.attempt, seen, now, up_since)
+            return _running(job, job.attempt, seen, now, up_since=up_since, rules=rules)
+        case Phase.FAILED if job.retry_requested and not job.deleted:
+            return _tidy(job) or [Move(Phase.QUEUED, message="its owner asked to try again", fresh=True)]
+    if job.phase in FINAL:
+        return _tidy(job) or ([Purge()] if job.deleted else _prune(job))
+    return []
+
+
+def watched(job: Job) -> bool:
+    """Whether deciding about the job takes a look at its cluster."""
+    return job.phase in (Phase.STARTING, Phase.RUNNING, Phase.FINISHING)
+
+
+def _queued(job: Job, now: datetime, place: bool) -> list[Action]:
+    if job.desired is Desired.CANCEL:
+        return [*_tidy(job), Move(Phase.CANCELLED, Reason.CANCELLED_BY_USER, "cancelled by its owner")]
+    if job.desired is Desired.PAUSE:
+        return [*_tidy(job), Move(Phase.PAUSED, Reason.PAUSED_BY_USER, "paused by its owner")]
+    if tidy := _tidy(job):
+        return tidy
+    if place and (job.not_before is None or job.not_before <= now):
+        return [Begin()]
+    return _prune(job)
+
+
+def _paused(job: Job) -> list[Action]:
+    if job.desired is Desired.CANCEL:
+        return [Move(Phase.CANCELLED, Reason.CANCELLED_BY_USER, "cancelled by its owner")]
+    if job.desired is Desired.RUN:
+        return [Move(Phase.QUEUED, message="its owner wants it to go on")]
+    return _prune(job)
+
+
+def _starting(job: Job, attempt: Attempt, seen: Observation, now: datetime, up_since: datetime) -> list[Action]:
+    if not seen.exists:
+        # Nothing was created yet, so there is nothing to wait for where nobody wants it any more.
+        wanted = job.desired is Desired.RUN and attempt.stop_reason is None
+        return [Ensure()] if wanted else [Move(Phase.FINISHING)]
+    if not seen.alive:
+        return [Move(Phase.FINISHING)]
+    if seen.orphaned:
+        return [Move(Phase.FINISHING)]
+    if attempt.accepted_at is not None:
+        return [Move(Phase.RUNNING)]
+    if job.desired is not Desired.RUN:
+        return [Move(Phase.FINISHING)]
+    waited = (now - max(attempt.created_at, up_since)).total_seconds()
+    if waited > job.spec.limits.start:
+        message = f"it did not report within limits.start ({job.spec.limits.start:g} s)"
+        return [Stop(0.0, Reason.UNSCHEDULABLE, message), Move(Phase.FINISHING)]
+    return []
+
+
+def _running(
+    job: Job, attempt: Attempt, seen: Observation, now: datetime, *, up_since: datetime, rules: Rules
+) -> list[Action]:
+    if not seen.alive or seen.orphaned:
+        return [Move(Phase.FINISHING)]
+    limits, grace = job.spec.limits, job.spec.checkpoint.grace
+    if attempt.stopping_since is not None:
+        if now >= attempt.stopping_since + timedelta(seconds=grace):
+            return [Stop(0.0, record=False), Move(Phase.FINISHING)]
+        return [Stop(grace, record=False)]
+    if job.desired is not Desired.RUN:
+        return [Stop(grace)]
+    ran = job.ran_for + running_time(attempt, now)
+    if limits.wall_clock is not None and ran > limits.wall_clock:
+        message = f"it ran for longer than limits.wall_clock ({limits.wall_clock:g} s over all attempts)"
+        return [Stop(grace, Reason.DEADLINE_EXCEEDED, message)]
+    progressed = attempt.progressed_at or attempt.accepted_at or attempt.created_at
+    if (now - max(progressed, up_since)).total_seconds() > limits.stall:
+        message = f"it made no step, load or save within limits.stall ({limits.stall:g} s)"
+        return [Stop(rules.short_grace, Reason.STALLED, message), Move(Phase.FINISHING)]
+    return _prune(job)
+
+
+def _finishing(
+    job: Job, attempt: Attempt, seen: Observation, now: datetime, *, collected: Collected | None, rules: Rules
+) -> list[Action]:
+    if seen.alive:
+        # The cluster counts from its first call, and takes the earlier end: asking again delays nothing.
+        return [Stop(rules.short_grace, record=attempt.stopping_since is None)]
+    if collected is None:
+        return [Collect()]
+    return [Settle(settle(job, attempt, seen, now, backoff=rules.backoff, spoilt=collected.spoilt))]
+
+
+def _tidy(job: Job) -> list[Action]:
+    return [CleanUp()] if job.attempt is not None and not job.attempt.cleaned else []
+
+
+def _prune(job: Job) -> list[Action]:
+    return [Prune()] if job.live_checkpoints > job.spec.checkpoint.keep else []
