@@ -1,0 +1,53 @@
+"""The client: `Client(url)`, and its `jobs`, `files` and `models`.
+
+with Client("http://127.0.0.1:8000") as client:
+    file = client.files.upload(Path("rows.jsonl"))
+    job = client.jobs.create({"stage": {"type": "sft", "model": "...", "data": f"files/{file.id}"}})
+    job = client.jobs.wait(job.id)
+"""
+
+from types import TracebackType
+from typing import Self
+
+from client.files import Files
+from client.jobs import Jobs
+from client.models import Models
+from client.transport import Transport
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+class Client:
+    """A control plane, by its URL.
+
+    `timeout` is in seconds, for each wait on the network; `patience` is for how many seconds a call is repeated while
+    nobody answers. Every call may be repeated safely: creates carry an Idempotency-Key. Calls raise `Problem` (the
+    server refuses, and says why) or `Unreachable`.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, *, timeout: float = 30.0, patience: float = 5.0):
+        self._transport = Transport(url, timeout=timeout, patience=patience)
+        self.jobs = Jobs(self._transport)
+        self.files = Files(self._transport)
+        self.models = Models(self._transport)
+
+    @property
+    def url(self) -> str:
+        """The address that this client calls."""
+        return self._transport.url
+
+    def ready(self) -> bool:
+        """Whether the control plane takes jobs now. Raises Unreachable, Problem."""
+        return self._transport.call("GET", "/readyz").is_success
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

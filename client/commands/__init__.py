@@ -1,0 +1,1 @@
+"""The commands of `rlhf`, a file each idea."""

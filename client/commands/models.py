@@ -1,0 +1,117 @@
+"""Models that jobs handed over: list, show, download, and talk to one."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import Progress
+
+from client.api import Client
+from client.commands.options import AsJson, Server
+from client.records import Model
+from client.terminal import age, err, out, pairs, print_json, replace_process, size, table
+from worker.contract import manifest
+
+app = typer.Typer(no_args_is_help=True, help="Models that jobs handed over.")
+talk = typer.Typer()
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="NAME, NAME@VERSION, or an id.")]
+Kind = Annotated[str, typer.Option(help="`model`: whole; `adapter`: LoRA's part alone.")]
+
+
+@app.command("list")
+def list_models(
+    server: Server,
+    name: Annotated[str | None, typer.Option(help="Only models of this name.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Models, newest first."""
+    found = list(server.models.all(name=name, limit=limit))
+    if as_json:
+        print_json(found)
+        return
+    table(
+        {"model": "left", "kind": "left", "size": "right", "job": "left", "age": "right", "id": "left"},
+        (
+            (escape(f"{m.name}@{m.version}"), m.kind, size(m.bytes), m.job_id, age(m.created_at), f"[dim]{m.id}[/]")
+            for m in found
+        ),
+        "No models. A job that succeeds hands one over.",
+    )
+
+
+@app.command()
+def show(server: Server, model: ModelName, kind: Kind = "model", as_json: AsJson = False) -> None:
+    """One model, and where it comes from."""
+    found = server.models.find(model, kind=kind)
+    if as_json:
+        print_json(found)
+        return
+    pairs(
+        [
+            ("model", f"[bold]{escape(found.name)}@{found.version}[/]  {found.id}"),
+            ("kind", found.kind),
+            ("size", size(found.bytes)),
+            ("sha256", found.sha256),
+            ("job", f"{found.job_id}, attempt {found.attempt}"),
+            ("made", f"{age(found.created_at)} ago"),
+            ("in a spec", escape(found.reference)),
+            *((key, escape(str(value))) for key, value in found.lineage.items() if not isinstance(value, dict | list)),
+        ]
+    )
+
+
+@app.command()
+def download(
+    server: Server,
+    model: ModelName,
+    to: Annotated[Path | None, typer.Option("--to", "-o", help="A folder; absent: ./NAME-VERSION.")] = None,
+    kind: Kind = "model",
+) -> None:
+    """Fetch a model's folder; its hashes are checked."""
+    found = server.models.find(model, kind=kind)
+    out.print(str(fetch(server, found, to or Path(f"{found.name}-{found.version}"))), markup=False)
+
+
+@talk.command()
+def chat(
+    server: Server,
+    model: ModelName,
+    *,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="Answer this and end; may be repeated.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.7,
+    as_json: AsJson = False,
+) -> None:
+    """Talk to a finished model on this machine."""
+    found = server.models.find(model)
+    arguments = ["-m", "worker.chat", str(folder_of(server, found))]
+    for text in prompt or []:
+        arguments += ["--prompt", text]
+    arguments += ["--max-tokens", str(max_tokens), "--temperature", str(temperature)]
+    replace_process(arguments + ["--json"] * as_json)
+
+
+def folder_of(server: Client, model: Model) -> Path:
+    """A whole folder of `model` on this machine: the store's own, or one in the cache, fetched if need be."""
+    if model.location is not None and model.location.startswith("file://"):
+        place = Path(model.location.removeprefix("file://"))
+        # Another machine may have a folder of this name: its manifest must be the model's.
+        try:
+            if manifest.read(place).sha256 == model.sha256:
+                return place
+        except manifest.Damaged:
+            pass
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlhf" / "models" / model.sha256
+    return fetch(server, model, cache)
+
+
+def fetch(server: Client, model: Model, to: Path) -> Path:
+    """Downloads a model's folder, with a bar on standard error."""
+    with Progress(console=err, transient=True) as bar:
+        task = bar.add_task(f"{model.name}@{model.version}", total=model.bytes)
+        return server.models.download(model.id, to, seen=lambda done: bar.advance(task, done))

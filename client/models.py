@@ -1,0 +1,58 @@
+"""Models: what finished jobs handed over."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from client.files import save
+from client.problems import Ambiguous
+from client.records import Model
+from client.transport import Transport
+from worker.contract import manifest
+
+
+class Models:
+    """`client.models`."""
+
+    def __init__(self, transport: Transport):
+        self._transport = transport
+
+    def all(self, *, name: str | None = None, limit: int | None = None) -> Iterator[Model]:
+        """Models, newest first."""
+        return (Model.model_validate(entry) for entry in self._transport.pages("/v1/models", name=name, limit=limit))
+
+    def get(self, model: str) -> Model:
+        """One model by its id. Raises Problem (404)."""
+        return Model.model_validate(self._transport.get(f"/v1/models/{model}"))
+
+    def find(self, text: str, *, kind: str = "model") -> Model:
+        """The model of an id, or of a name with or without `@version` (the newest). Raises Ambiguous."""
+        text = text.removeprefix("models/")
+        if text.startswith("model-") and len(text) == 18:
+            return self.get(text)
+        name, _, version = text.partition("@")
+        for model in self.all(name=name):
+            if model.name == name and model.kind == kind and version in ("", str(model.version)):
+                return model
+        raise Ambiguous(f"No {kind} is called `{text}`; `rlhf models list` shows what there is.")
+
+    def download(self, model: str, to: Path, *, seen: Callable[[int], None] = lambda done: None) -> Path:
+        """Writes a model's folder to `to` and checks it by its manifest. `seen` gets the bytes of each file done.
+
+        What is there already with the right hash is not fetched again. Raises Problem, OSError.
+        """
+        to.mkdir(parents=True, exist_ok=True)
+        save(self._transport, f"/v1/models/{model}/files/{manifest.MANIFEST}", to / manifest.MANIFEST)
+        for name, entry in manifest.read(to).files.items():
+            place = to / name
+            if ".." in Path(name).parts or Path(name).is_absolute():
+                raise manifest.Damaged(f"the manifest names a file outside its folder: {name}")
+            whole = False
+            with contextlib.suppress(OSError):
+                whole = place.stat().st_size == entry.bytes and manifest.file_sha256(place) == entry.sha256
+            if not whole:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                save(self._transport, f"/v1/models/{model}/files/{name}", place, entry.sha256)
+            seen(entry.bytes)
+        manifest.verify(to)
+        return to

@@ -1,0 +1,155 @@
+"""What the control plane answers, typed. Fields of a newer server are kept, and do no harm."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from worker.contract.protocol import Progress
+
+FINAL = frozenset({"succeeded", "failed", "cancelled"})
+
+
+class Record(BaseModel):
+    """One answer. Times are aware, durations seconds, sizes bytes."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class Job(Record):
+    """One run of one stage."""
+
+    id: str
+    name: str
+    stage: str
+    phase: str
+    desired: str = "run"
+    reason: str | None = None
+    fault: str | None = None
+    message: str = ""
+    attempt: int = 0
+    priority: int = 0
+    generation: int = 1
+    metadata: dict[str, str] = {}
+    progress: Progress | None = None
+    activity: str | None = None
+    spec: dict[str, Any] = {}
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    cloned_from: str | None = None
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train."""
+        resources = self.spec.get("resources", {})
+        return int(resources.get("nodes", 1)) * int(resources.get("per_node", 1))
+
+    @property
+    def final(self) -> bool:
+        """Whether it is over, for ever or until a retry."""
+        return self.phase in FINAL
+
+    @property
+    def resting(self) -> bool:
+        """Whether it is paused and meant to stay so."""
+        return self.phase == "paused" and self.desired == "pause"
+
+
+class Attempt(Record):
+    """One try at a job."""
+
+    number: int
+    created_at: datetime
+    accepted_at: datetime | None = None
+    ended_at: datetime | None = None
+    reason: str | None = None
+    fault: str | None = None
+    message: str = ""
+    exit_code: int | None = None
+    resumed_from: int | None = None
+    progress: Progress | None = None
+
+
+class Event(Record):
+    """Something that a person should read. Numbered within its job, without gaps."""
+
+    number: int
+    at: datetime
+    type: str
+    level: Literal["info", "warning", "error"] = "info"
+    source: str = ""
+    message: str = ""
+    attempt: int | None = None
+    step: int | None = None
+
+
+class Point(Record):
+    """One point of one curve. `superseded`: a later attempt took the same step again."""
+
+    name: str
+    step: int
+    value: float
+    attempt: int
+    at: datetime
+    superseded: bool = False
+    id: int = 0
+
+    @property
+    def cursor(self) -> int:
+        """What to ask for later points with."""
+        return self.id
+
+
+class Checkpoint(Record):
+    """A whole checkpoint in the store."""
+
+    attempt: int
+    step: int
+    path: str
+    bytes: int
+    sha256: str
+    at: datetime
+    pruned_at: datetime | None = None
+
+
+class File(Record):
+    """An uploaded data file. `kind` is what its rows are: `text` or `messages`."""
+
+    id: str
+    filename: str
+    purpose: str
+    kind: str
+    rows: int
+    bytes: int
+    sha256: str
+    created_at: datetime
+
+
+class Model(Record):
+    """What a job handed over: a whole model, or an adapter alone."""
+
+    id: str
+    name: str
+    version: int
+    kind: str
+    job_id: str
+    attempt: int
+    bytes: int
+    sha256: str
+    created_at: datetime
+    lineage: dict[str, Any] = {}
+    location: str | None = None
+
+    @property
+    def reference(self) -> str:
+        """What a spec calls it."""
+        return f"models/{self.name}@{self.version}"
+
+
+class LogLine(Record):
+    """A piece of one rank's log. `offset` is its first byte's place."""
+
+    rank: int
+    offset: int
+    text: str
