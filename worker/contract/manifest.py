@@ -62,6 +62,14 @@ def describe(folder: Path) -> Manifest:
     return Manifest(files=files)
 
 
+def tree_hash(path: Path) -> str:
+    """The hash by which an input is known: a file's own, or that of its folder's files, names and bytes alike.
+
+    Of a folder that carries a manifest it is the manifest's hash, as long as the folder is whole.
+    """
+    return file_sha256(path) if path.is_file() else describe(path).sha256
+
+
 def read(folder: Path) -> Manifest:
     """The manifest that a folder carries. Raises Damaged."""
     try:
