@@ -1,0 +1,91 @@
+"""GGUF files as folders that transformers loads: converted once, kept by the file's hash."""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from worker.contract import manifest
+from worker.errors import BadSpec
+
+_MAGIC = b"GGUF"
+
+
+def gguf_in(path: Path) -> Path | None:
+    """The GGUF file that `path` is, or the only one in the folder that it is; None: there is none.
+
+    A folder with a config.json is a model as it stands. Raises BadSpec where a folder holds several.
+    """
+    if path.is_file():
+        with path.open("rb") as file:
+            return path if file.read(len(_MAGIC)) == _MAGIC else None
+    if (path / "config.json").is_file():
+        return None
+    found = sorted(path.glob("*.gguf"))
+    if len(found) > 1:
+        raise BadSpec(f"stage.model: {path} holds several GGUF files; name one: {', '.join(f.name for f in found)}")
+    return found[0] if found else None
+
+
+def converted(gguf: Path, cache: Path) -> tuple[Path, str | None]:
+    """The folder in `cache` with the model in fp32 safetensors and its tokenizer, and a note if it was made just now.
+
+    Whoever comes while another converts waits for it. Should that lock not hold (on a network's file system), both
+    convert, and the first to rename wins: a folder under its final name is always whole. Raises BadSpec.
+    """
+    final = cache / manifest.file_sha256(gguf)
+    if final.is_dir():
+        return final, None
+    cache.mkdir(parents=True, exist_ok=True)
+    lock = os.open(cache / f".{final.name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if final.is_dir():
+            return final, None
+        temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=cache))
+        try:
+            _convert(gguf, temporary)
+            temporary.chmod(0o755)
+            _move(temporary, final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    finally:
+        os.close(lock)
+    return final, f"{gguf.name} was converted to safetensors, once for all jobs."
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    where, name = str(gguf.parent), gguf.name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
+        # Its weights are 4 to 8 bits wide: fp32 holds what they stand for without loss.
+        model = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+        raise BadSpec(f"stage.model: {name} cannot be read: {error}") from None
+    # The weights are whole now; told that they are still quantized, save_pretrained refuses.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    # The name of where it was made is nobody's concern.
+    model.config._name_or_path = name
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _move(temporary: Path, final: Path) -> None:
+    for path in [*temporary.iterdir(), temporary]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    try:
+        temporary.rename(final)
+    except OSError:
+        if not final.is_dir():
+            raise

@@ -1,0 +1,206 @@
+"""Models: from a configuration, a folder, a hub name or a GGUF file, in the spec's precision, with its adapters."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from worker.contract import manifest
+from worker.contract.order import Input
+from worker.contract.spec import JobSpec, RehearseStage, Scratch, SftStage, TrainStage
+from worker.data import local_path
+from worker.dialogue import check_template
+from worker.errors import BadData, BadSpec
+from worker.gguf import converted, gguf_in
+from worker.isolation import check_isolation
+from worker.lora import with_adapters
+from worker.scratch import from_scratch
+from worker.tokenizers import bytes_tokenizer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# How configurations name the longest sequence that a model has positions for.
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready for an engine. `model` is wrapped by peft if the spec asks for LoRA."""
+
+    model: torch.nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    notes: list[str] = field(default_factory=list)
+    """What a person should know of it, each a sentence; they become events."""
+
+
+def load(spec: JobSpec, inputs: dict[str, Input], store: Path) -> Loaded:
+    """The stage's model and tokenizer, the same on every rank. Raises BadSpec with the field and what would be right.
+
+    Weights are read from safetensors alone, never from pickles, and no code that comes with a model is run. `store` is
+    the store's root, in whose `cache/models` a converted GGUF stays. The model is in training mode, on the CPU.
+    """
+    stage = spec.stage
+    if isinstance(stage, RehearseStage):
+        raise BadSpec("stage.type: a rehearsal has no model")
+    notes: list[str] = []
+    dtype = DTYPES[spec.deepspeed.precision]
+    if isinstance(stage.model, Scratch):
+        name = "the model from scratch"
+        tokenizer = _tokenizer_of(stage.model, inputs, store)
+        _separate_padding(tokenizer, name, notes)
+        model = from_scratch(stage.model, tokenizer, seed=stage.seed, max_length=stage.max_length).to(dtype)
+    else:
+        name = stage.model
+        source, revision = located(inputs["stage.model"], store, notes)
+        tokenizer = _read_tokenizer(source, revision, name)
+        model = _read_model(source, revision, name, dtype)
+        _separate_padding(tokenizer, name, notes)
+    for config in (model.config, model.generation_config):
+        if config is not None:
+            config.pad_token_id = tokenizer.pad_token_id
+    if isinstance(stage, SftStage):
+        check_template(tokenizer, name)
+    check_sizes(model, tokenizer, stage)
+    if stage.packing:
+        check_isolation(model, name)
+    if stage.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise BadSpec(f"stage.gradient_checkpointing: {name} ({model.config.model_type}) does not support it")
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    trained = model if stage.lora is None else with_adapters(model, stage.lora, stage.seed)
+    return Loaded(trained, tokenizer, notes)
+
+
+def located(source: Input, store: Path, notes: list[str]) -> tuple[str, str | None]:
+    """Where transformers finds a model: (folder or hub name, hub revision). A GGUF is converted first. Raises BadSpec.
+
+    What lies on this machine must still have the hash that it had when the job was accepted.
+    """
+    if source.kind == "hub":
+        return source.location, source.sha256
+    try:
+        path = local_path(source.location)
+    except BadData as error:
+        raise BadSpec(f"stage.model: {error.message}") from None
+    if not path.exists():
+        raise BadSpec(f"stage.model: {source.reference} is not there any more ({path})")
+    # A file is opened by its own hash, a registered model by its manifest's, any other folder by its files' names and
+    # hashes: `tree_hash` is all three.
+    if manifest.tree_hash(path) != source.sha256:
+        raise BadSpec(f"stage.model: {source.reference} has changed since the job was accepted; submit the job anew")
+    if (gguf := gguf_in(path)) is not None:
+        folder, note = converted(gguf, store / "cache" / "models")
+        notes += [note] if note else []
+        return str(folder), None
+    if path.is_file():
+        raise BadSpec(f"stage.model: {path.name} is no GGUF file; give a folder with config.json, or a .gguf file")
+    if not (path / "config.json").is_file():
+        adapter = (path / "adapter_config.json").is_file()
+        hint = "it holds an adapter: give the merged model" if adapter else "it has no config.json and no .gguf file"
+        raise BadSpec(f"stage.model: {source.reference} is not a model's folder; {hint}")
+    if not any(path.glob("*.safetensors")):
+        raise BadSpec(f"stage.model: {source.reference} has no .safetensors; weights are never read from pickles")
+    return str(path), None
+
+
+def _tokenizer_of(model: Scratch, inputs: dict[str, Input], store: Path) -> PreTrainedTokenizerBase:
+    if model.tokenizer == "bytes":
+        return bytes_tokenizer()
+    source = inputs["stage.model.tokenizer"]
+    if source.kind == "hub":
+        return _read_tokenizer(source.location, source.sha256, model.tokenizer)
+    path = local_path(source.location)
+    if gguf_in(path) is not None:
+        return _read_tokenizer(*located(source, store, []), model.tokenizer)
+    return _read_tokenizer(str(path), None, model.tokenizer)
+
+
+def _read_tokenizer(source: str, revision: str | None, name: str) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+    except _UNREADABLE as error:
+        raise BadSpec(f"stage.model: the tokenizer of {name} cannot be read: {_first_line(error)}") from None
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
+
+
+def _read_model(source: str, revision: str | None, name: str, dtype: torch.dtype) -> PreTrainedModel:
+    where: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(source, **where)
+        if getattr(config, "quantization_config", None) is not None:
+            raise BadSpec(f"stage.model: {name} is quantized; training needs its weights in full")
+        model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype, use_safetensors=True, **where)
+    except _UNREADABLE as error:
+        raise BadSpec(f"stage.model: {name} cannot be read: {_first_line(error)}") from None
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    HfHubHTTPError,
+    StrictDataclassError,
+    SafetensorError,
+    json.JSONDecodeError,
+)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
+
+
+def _separate_padding(tokenizer: PreTrainedTokenizerBase, name: str, notes: list[str]) -> None:
+    """Gives padding a token of its own where it has none, or shares the one that ends a text.
+
+    Nothing here reads masks from token ids, so sharing is harmless to us; others who use the model do, and then never
+    learn where a text ends.
+    """
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return
+    taken = {tokenizer.eos_token, tokenizer.pad_token}
+    special = [token for token in tokenizer.all_special_tokens if token not in taken]
+    # The unknown token first: byte-level vocabularies never use it. The one that opens texts last.
+    special.sort(key=lambda token: (token != tokenizer.unk_token, token == tokenizer.bos_token))
+    if special:
+        notes.append(
+            f"The padding token of {name} was {tokenizer.pad_token or 'not set'}; it is now {special[0]}, "
+            "so that it is not the token that ends a text. The saved model has it too."
+        )
+        tokenizer.pad_token = special[0]
+    elif tokenizer.eos_token is not None:
+        notes.append(f"{name} has no special token left to pad with; it pads with {tokenizer.eos_token}, harmlessly.")
+        tokenizer.pad_token = tokenizer.eos_token
+    else:
+        raise BadSpec(f"stage.model: the tokenizer of {name} has no special tokens, not even one that ends a text")
+
+
+def positions(config: PreTrainedConfig) -> int | None:
+    """The longest sequence, in tokens, that a model has positions for; None: no limit is told."""
+    text = config.get_text_config()
+    found = [getattr(text, name, None) for name in _POSITIONS]
+    return min((n for n in found if isinstance(n, int) and n > 0), default=None)
+
+
+def check_sizes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stage: TrainStage) -> None:
+    """Raises BadSpec where sequences are longer than the model's positions, or tokens outside its vocabulary."""
+    limit = positions(model.config)
+    if limit is not None and stage.max_length > limit:
+        raise BadSpec(f"stage.max_length: the model has {limit} positions; write at most {limit}")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise BadSpec(f"stage.model: the tokenizer has {len(tokenizer)} tokens, the model only {rows}")
