@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/install.sh
 	@touch $@
 
 demo: install
-	@$(BIN)/python -m examples.demo --data "$(DATA)"
+	@$(BIN)/python -m examples.demo --data "$(DATA)" $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest -m "not soak" $(ARGS)

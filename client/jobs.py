@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from client.problems import Ambiguous
-from client.records import Attempt, Checkpoint, Event, Job, LogLine, Point
+from client.records import Attempt, Checkpoint, DryRun, Event, Job, LogLine, Point
 from client.streams import follow
 from client.transport import Transport
 from worker.contract.spec import JobSpec
@@ -25,10 +25,10 @@ class Jobs:
         """A new job. `key` makes the call safe to repeat by yourself; absent, one is drawn. Raises Problem."""
         return Job.model_validate(self._post("/v1/jobs", _plain(spec), key))
 
-    def dry_run(self, spec: JobSpec | dict[str, Any]) -> Job:
+    def dry_run(self, spec: JobSpec | dict[str, Any]) -> DryRun:
         """What `create` would give: the spec checked, its references resolved, nothing stored. Raises Problem."""
         answer = self._transport.call("POST", "/v1/jobs", params={"dry_run": "true"}, json=_plain(spec))
-        return Job.model_validate(answer.json())
+        return DryRun.model_validate(answer.json())
 
     def all(
         self,
@@ -132,7 +132,7 @@ class Jobs:
         return [p for p in points if superseded or not p.superseded]
 
     def logs(self, job: str, *, rank: int | None = None, attempt: int | None = None) -> list[LogLine]:
-        """What is kept of each rank's log, in order of rank and place."""
+        """What is kept of each rank's log, in order of rank."""
         answer = self._transport.get(f"/v1/jobs/{job}/logs", rank=rank, attempt=attempt)
         return [LogLine.model_validate(line) for line in answer["data"]]
 

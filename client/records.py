@@ -56,6 +56,13 @@ class Job(Record):
         return self.phase == "paused" and self.desired == "pause"
 
 
+class DryRun(Record):
+    """What a POST of a spec would make: the spec with its defaults, and what it refers to."""
+
+    spec: dict[str, Any]
+    inputs: dict[str, Any]
+
+
 class Attempt(Record):
     """One try at a job."""
 
@@ -94,11 +101,6 @@ class Point(Record):
     at: datetime
     superseded: bool = False
     id: int = 0
-
-    @property
-    def cursor(self) -> int:
-        """What to ask for later points with."""
-        return self.id
 
 
 class Checkpoint(Record):
@@ -148,8 +150,8 @@ class Model(Record):
 
 
 class LogLine(Record):
-    """A piece of one rank's log. `offset` is its first byte's place."""
+    """A part of one rank's log: whole lines."""
 
+    attempt: int = 0
     rank: int
-    offset: int
     text: str

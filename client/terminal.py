@@ -132,8 +132,9 @@ def fail(error: BaseException) -> NoReturn:
         _sentences("The spec is not right:", [(p.path, p.message) for p in error.problems])
         sys.exit(MISUSED)
     if isinstance(error, Problem):
-        # A detail that only repeats its fields would be said twice.
-        head = error.title if error.fields and not error.detail else error.detail or error.title
+        # The detail of a single problem is that problem's own sentence: once is enough.
+        said = len(error.fields) == 1 and error.detail == error.fields[0].message
+        head = error.title if said or not error.detail else error.detail
         _sentences(head, [(f.path, f.message) for f in error.fields])
         if error.status == 412:
             say("Somebody changed it in between; look again, and repeat.")

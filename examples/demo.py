@@ -24,7 +24,7 @@ from rich.table import Table
 from client.api import Client
 from client.commands.models import folder_of
 from client.commands.watch import watch_job
-from client.problems import ApiError, Unreachable
+from client.problems import ApiError
 from client.records import Job
 from client.terminal import fail, out, say
 from examples import dialogues
@@ -142,7 +142,7 @@ def stop(client: Client, job: Job) -> None:
             client.jobs.wait(job.id, every=0.2)
 
 
-def run(data: Path, steps: int, stay: bool) -> int:
+def run(data: Path, steps: int, *, stay: bool) -> int:
     """The whole demo; gives the exit code."""
     began = time.monotonic()
     data.mkdir(parents=True, exist_ok=True)
@@ -192,12 +192,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("demo-data"), help="kept from run to run")
     parser.add_argument("--steps", type=int, default=30, help="optimizer updates")
-    parser.add_argument("--exit", action="store_true", help="end after printing; so it does without a terminal")
+    parser.add_argument("--exit", action="store_true", help="end after printing")
     given = parser.parse_args()
-    stay = not given.exit and sys.stdin.isatty() and sys.stdout.isatty()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
-        return run(given.data.absolute(), given.steps, stay)
-    except (ApiError, Unreachable, OSError) as error:
+        return run(given.data.absolute(), given.steps, stay=not given.exit)
+    except (ApiError, OSError) as error:
         fail(error)
 
 

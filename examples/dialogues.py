@@ -23,9 +23,9 @@ def rows(topics: tuple[str, ...] = TOPICS) -> list[dict[str, Any]]:
         for lines in corpus["conversations"]:
             first, *others = (" ".join(str(line).split()) for line in lines)
             turns = [[first, other] for other in others] if topic in _ALTERNATIVES else [[first, *others]]
-            for dialogue in turns:
+            for spoken in turns:
                 # A dialogue ends with an answer, and what is learnt is short.
-                dialogue = dialogue[: len(dialogue) // 2 * 2]
+                dialogue = spoken[: len(spoken) // 2 * 2]
                 if dialogue and all(0 < len(turn) <= _LONGEST for turn in dialogue):
                     found.setdefault(json.dumps(dialogue), _row(dialogue))
     return list(found.values())

@@ -42,7 +42,8 @@ def submit(
         if as_json:
             print_json(checked)
         else:
-            out.print(f"[green]✓[/] {escape(checked.name)} is right, and what it refers to is there.")
+            found = "".join(f"\n  {escape(path)}: {escape(i['location'])}" for path, i in checked.inputs.items())
+            out.print(f"[green]✓[/] The spec is right, and what it refers to is there.{found}", soft_wrap=True)
         return
     job = server.jobs.create(wanted, key=key)
     if watch:
