@@ -1,0 +1,148 @@
+"""What an attempt that is over leaves behind: logs are kept, unsent reports are taken in, outputs are checked."""
+
+import asyncio
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from api.domain.job import Attempt, Job
+from api.domain.observation import Observation
+from api.operator.cluster import Cluster
+from api.operator.folder import write
+from api.store import reports
+from api.store.database import Database
+from api.store.operations_leader import Lease, require
+from worker.contract import manifest
+from worker.contract.manifest import Damaged
+from worker.contract.protocol import Output, Report
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """What came of it. `spoilt`: what is wrong with the outputs; `notes`: what a person should read of the reports."""
+
+    spoilt: str | None
+    notes: list[str]
+
+
+async def collect(
+    database: Database, lease: Lease, cluster: Cluster, store: Path, job: Job, seen: Observation
+) -> Collection:
+    """Keeps the logs, takes in the left-over reports, checks the outputs. May be repeated, with the same result.
+
+    Raises ClusterError, NotLeader, OSError.
+    """
+    attempt = job.attempt
+    if attempt is None:
+        raise ValueError(f"{job.id} has no attempt")
+    logs = await cluster.logs(attempt.object_name)
+    await asyncio.to_thread(_keep_logs, store / "logs" / job.id / f"a{attempt.number}", logs)
+    notes = await _take_in(database, lease, store, job, attempt, seen)
+    words = seen.termination or attempt.termination
+    spoilt = None
+    if seen.exit_code == 0 and words is not None:
+        spoilt = await asyncio.to_thread(check_outputs, store, job.id, attempt.number, words.outputs)
+    return Collection(spoilt, notes)
+
+
+def check_outputs(store: Path, job_id: str, attempt: int, outputs: list[Output]) -> str | None:
+    """What is wrong with an attempt's outputs; None: each lies in the attempt's own folder, whole, with its hash."""
+    own = store / "jobs" / job_id / f"a{attempt}" / "outputs"
+    for output in outputs:
+        folder = store / output.path
+        if not folder.resolve().is_relative_to(own.resolve()) or folder.resolve() == own.resolve():
+            return f"output {output.path} does not lie in the attempt's own folder"
+        try:
+            found = manifest.verify(folder)
+        except Damaged as error:
+            return f"output {output.path} is not whole: {error}"
+        if found.sha256 != output.sha256:
+            return f"output {output.path} does not have the hash that the worker named"
+    return None
+
+
+def spool_folder(store: Path, job_id: str, attempt: int) -> Path:
+    """Where a worker keeps the reports that nobody has answered yet: one file a report."""
+    return store / "jobs" / job_id / f"a{attempt}" / "spool"
+
+
+async def _take_in(
+    database: Database, lease: Lease, store: Path, job: Job, attempt: Attempt, seen: Observation
+) -> list[str]:
+    """Feeds the spool's reports to where live ones go. The files stay until the outcome is stored, so that a second
+    try counts the same; their `seq` keeps them from counting twice.
+    """
+    folder = spool_folder(store, job.id, attempt.number)
+    paths = sorted(await asyncio.to_thread(lambda: list(folder.glob("*.json"))))
+    damaged, refused = 0, 0
+    for path in paths:
+        try:
+            report = Report.model_validate_json(await asyncio.to_thread(path.read_bytes))
+        except (ValidationError, OSError):
+            damaged += 1
+            continue
+        try:
+            async with database.transaction() as session:
+                await require(session, lease)
+                await reports.accept(session, job.id, attempt.number, report, late=True)
+        except (reports.AttemptOver, reports.JobGone, reports.Misplaced) as error:
+            log.warning("a left-over report of %s was refused: %s", attempt.object_name, error)
+            refused += 1
+    words = seen.termination or attempt.termination
+    lost = max(0, (words.undelivered if words else 0) - len(paths))
+    return [
+        f"{count} of its reports {what}"
+        for count, what in (
+            (damaged, "could not be read from the spool, and are lost"),
+            (refused, "were refused, and are lost"),
+            (lost, "were never delivered and are not in the spool: they are lost"),
+        )
+        if count
+    ]
+
+
+def _keep_logs(folder: Path, logs: dict[int, bytes]) -> None:
+    if logs:
+        folder.mkdir(parents=True, exist_ok=True)
+    for rank, content in logs.items():
+        write(folder / f"rank-{rank}.log", content)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder: out of sight in one step, then file by file. Nothing happens if it is not there."""
+    gone = path.with_name(f".tmp-removed-{path.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    try:
+        path.replace(gone)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(gone)
+
+
+def remove_job(store: Path, job_id: str, kept: list[str]) -> None:
+    """Removes all that a job stored but the folders `kept` (paths in the store), which models lie in."""
+    keep = {(store / path).resolve() for path in kept}
+    folder = (store / "jobs" / job_id).resolve()
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        _remove_but(folder, keep)
+    shutil.rmtree(store / "logs" / job_id, ignore_errors=True)
+
+
+def _remove_but(folder: Path, keep: set[Path]) -> None:
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path in keep:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            if any(kept.is_relative_to(path) for kept in keep):
+                _remove_but(path, keep)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

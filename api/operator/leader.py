@@ -1,0 +1,76 @@
+"""Leading: one operator acts at a time, and one that slept finds that it may not."""
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import time
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.store import operations_leader
+from api.store.database import Database
+from api.store.operations_leader import Lease, NotLeader
+
+log = logging.getLogger(__name__)
+
+
+class Leader:
+    """This operator's claim. `seconds` is how long a lease runs; it is renewed at a third of that.
+
+    `alone`: no other control plane can be up (SQLite, whose data folder is locked), so a lease left by a dead one is
+    taken at once.
+    """
+
+    def __init__(self, database: Database, *, seconds: float = 15.0, alone: bool = False) -> None:
+        self.holder = f"{socket.gethostname()[:80]}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._database = database
+        self._seconds = seconds
+        self._alone = alone
+        self._until = 0.0
+
+    async def acquire(self) -> Lease | None:
+        """The lease, or None while somebody else leads or the database does not answer."""
+        asked = time.monotonic()
+        try:
+            lease = await operations_leader.acquire(self._database, self.holder, self._seconds, alone=self._alone)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("the leader's row cannot be reached: %s", error)
+            return None
+        if lease is not None:
+            # From when we asked, so that we never believe in it for longer than the database does.
+            self._until = asked + self._seconds
+            log.info("%s leads, epoch %d", lease.holder, lease.epoch)
+        return lease
+
+    @property
+    def left(self) -> float:
+        """Seconds that the lease certainly still runs, by a clock that nobody sets."""
+        return self._until - time.monotonic()
+
+    async def keep(self, lease: Lease) -> None:
+        """Renews the lease until that fails for as long as it runs. Returns when it is lost."""
+        while True:
+            await asyncio.sleep(min(self._seconds / 3, max(0.0, self.left)))
+            asked = time.monotonic()
+            try:
+                await asyncio.wait_for(
+                    operations_leader.renew(self._database, lease, self._seconds), max(0.1, self.left)
+                )
+                self._until = asked + self._seconds
+            except NotLeader:
+                log.warning("%s lost the lease of epoch %d", lease.holder, lease.epoch)
+                return
+            except (SQLAlchemyError, OSError, TimeoutError) as error:
+                log.warning("the lease was not renewed: %s", error)
+                if self.left <= 0:
+                    return
+
+    async def release(self, lease: Lease) -> None:
+        """Lets the next one lead at once."""
+        self._until = 0.0
+        try:
+            await asyncio.wait_for(operations_leader.release(self._database, lease), 5.0)
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            log.warning("the lease was not released, and will run out: %s", error)

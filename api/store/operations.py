@@ -1,0 +1,223 @@
+"""What the operator writes about jobs. Each transaction is fenced by the leader's row, and guarded by what the decision
+was made from: where the job has moved on since, nothing is written, and the operator looks again.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.domain.job import FINAL, Attempt, Desired, Job, Phase, Reason
+from api.domain.lifecycle import check
+from api.domain.outcome import Outcome
+from api.store import events
+from api.store.operations_leader import Lease, require
+from api.store.operations_models import register
+from api.store.tables import AttemptRow, JobRow
+from worker.contract.protocol import Level
+
+# What a person reads of each phase; the message is the decision's own.
+_EVENTS: dict[Phase, str] = {
+    Phase.QUEUED: "Queued",
+    Phase.STARTING: "Starting",
+    Phase.RUNNING: "Running",
+    Phase.FINISHING: "Finishing",
+    Phase.PAUSED: "Paused",
+    Phase.SUCCEEDED: "Succeeded",
+    Phase.FAILED: "Failed",
+    Phase.CANCELLED: "Cancelled",
+}
+
+
+class Stale(Exception):
+    """The job is not what it was when the decision was made."""
+
+
+def object_name(job_id: str, attempt: int) -> str:
+    """The name of an attempt's objects, which follows from job and attempt alone."""
+    return f"{job_id}-a{attempt}"
+
+
+async def begin_attempt(session: AsyncSession, lease: Lease, job: Job, now: datetime) -> int:
+    """Records the next attempt, before anything of it is created. Gives its number. Raises NotLeader, Stale."""
+    row = await _locked(session, lease, job)
+    number = row.attempt + 1
+    session.add(
+        AttemptRow(
+            job_id=job.id,
+            number=number,
+            object_name=object_name(job.id, number),
+            created_at=now,
+            began_with_step=job.newest_checkpoint,
+        )
+    )
+    values: dict[str, Any] = {
+        "attempt": number,
+        "reason": None,
+        "fault": None,
+        "message": "",
+        "not_before": None,
+        "activity": None,
+    }
+    if row.started_at is None:
+        values["started_at"] = now
+    await _move(session, job, Phase.STARTING, now, values)
+    went_on = "" if job.newest_checkpoint is None else f", after the checkpoint of step {job.newest_checkpoint}"
+    await events.add(session, row, _EVENTS[Phase.STARTING], f"attempt {number}{went_on}", attempt=number)
+    return number
+
+
+async def record_uid(session: AsyncSession, lease: Lease, job: Job, uid: str) -> None:
+    """Records the UID of the objects that were created for the current attempt. Raises NotLeader, Stale."""
+    await _locked(session, lease, job)
+    await _attempt(session, job, {"uid": uid})
+
+
+async def move(
+    session: AsyncSession,
+    lease: Lease,
+    job: Job,
+    phase: Phase,
+    now: datetime,
+    *,
+    reason: Reason | None = None,
+    message: str = "",
+    fresh: bool = False,
+) -> None:
+    """Changes a job's phase; `fresh` starts all counts again, as `retry` asks. Raises IllegalMove, NotLeader, Stale."""
+    row = await _locked(session, lease, job)
+    values: dict[str, Any] = {"reason": reason, "fault": None, "message": message}
+    if fresh:
+        values |= {"retry_requested": False, "fruitless": 0, "worker_errors": 0, "ran_for": 0.0, "not_before": None}
+    if phase in FINAL:
+        values |= {"finished_at": now, "activity": None}
+    elif job.phase in FINAL:
+        values["finished_at"] = None
+    await _move(session, job, phase, now, values)
+    number = job.attempt.number if job.attempt is not None else None
+    await events.add(session, row, _EVENTS[phase], message, attempt=number)
+
+
+async def stop_attempt(
+    session: AsyncSession, lease: Lease, job: Job, now: datetime, *, reason: Reason | None, message: str
+) -> None:
+    """Records that the current attempt is asked to end, and why; the first reason counts. Raises NotLeader, Stale."""
+    row = await _locked(session, lease, job)
+    attempt = _current(job)
+    if attempt.stopping_since is not None and (reason is None or attempt.stop_reason is not None):
+        return
+    values: dict[str, Any] = {"stopping_since": attempt.stopping_since or now}
+    if reason is not None:
+        values |= {"stop_reason": reason, "message": message}
+    await _attempt(session, job, values)
+    wish = {Desired.PAUSE: "its owner wants a pause", Desired.CANCEL: "its owner cancels it"}.get(job.desired, "")
+    level: Level = "info" if reason is None else "warning"
+    told = f"{reason}: {message}" if reason is not None else wish
+    await events.add(session, row, "Stopping", told, level=level, attempt=attempt.number)
+
+
+async def settle(
+    session: AsyncSession, lease: Lease, job: Job, outcome: Outcome, now: datetime, *, notes: list[str] | None = None
+) -> None:
+    """Records how the attempt ended and what becomes of the job; models are registered with a success, in one
+    transaction. `notes` are warnings that become events. Raises IllegalMove, NotLeader, Stale.
+    """
+    row = await _locked(session, lease, job)
+    attempt = _current(job)
+    for note in notes or []:
+        await events.add(session, row, "ReportsLost", note, level="warning", attempt=attempt.number)
+    end = outcome.ending
+    await _attempt(
+        session,
+        job,
+        {
+            "ended_at": outcome.ended_at,
+            "exit_code": outcome.exit_code,
+            "termination": outcome.termination.model_dump(mode="json") if outcome.termination else None,
+            "reason": end.reason,
+            "fault": end.fault,
+            "message": end.message,
+        },
+    )
+    values: dict[str, Any] = {
+        "reason": outcome.reason,
+        "fault": outcome.fault,
+        "message": outcome.message,
+        "ran_for": outcome.ran_for,
+        "fruitless": outcome.fruitless,
+        "worker_errors": outcome.worker_errors,
+        "not_before": outcome.not_before,
+        "activity": None,
+    }
+    if outcome.phase in FINAL:
+        values["finished_at"] = now
+    await _move(session, job, outcome.phase, now, values)
+    if end.reason is not None:
+        said = f"attempt {attempt.number}: {end.reason}: {end.message}"
+        await events.add(session, row, "AttemptFailed", said, level="error", attempt=attempt.number)
+    if outcome.phase is Phase.SUCCEEDED and outcome.termination is not None:
+        for model in await register(session, row, attempt.number, outcome.termination, now):
+            said = f"{model.name} version {model.version} ({model.kind}): {model.id}"
+            await events.add(session, row, "ModelRegistered", said, attempt=attempt.number)
+    level: Level = "error" if outcome.phase is Phase.FAILED else "info"
+    told = outcome.message or ("" if outcome.phase is Phase.SUCCEEDED else outcome.reason.value)
+    await events.add(session, row, _EVENTS[outcome.phase], told, level=level, attempt=attempt.number)
+
+
+async def mark_cleaned(session: AsyncSession, lease: Lease, job: Job) -> None:
+    """Records that nothing is left of the attempt's objects. Raises NotLeader, Stale."""
+    await _locked(session, lease, job)
+    await _attempt(session, job, {"cleaned": True})
+
+
+async def note(
+    session: AsyncSession, lease: Lease, job: Job, type: str, message: str, *, level: Level = "warning"
+) -> None:
+    """Adds an event alone. Raises NotLeader, Stale."""
+    row = await _locked(session, lease, job)
+    await events.add(session, row, type, message, level=level, attempt=row.attempt or None)
+
+
+async def _locked(session: AsyncSession, lease: Lease, job: Job) -> JobRow:
+    """The job's row, locked, if it is still what the decision was made from."""
+    await require(session, lease)
+    row = await session.get(JobRow, job.id, with_for_update=True, populate_existing=True)
+    number = job.attempt.number if job.attempt is not None else 0
+    if row is None:
+        raise Stale(f"{job.id} is gone")
+    now = (row.phase, row.attempt, row.desired, row.retry_requested, row.deleted_at is not None)
+    then = (job.phase, number, job.desired, job.retry_requested, job.deleted)
+    if now != then:
+        raise Stale(f"{job.id} is not what it was")
+    return row
+
+
+async def _move(session: AsyncSession, job: Job, phase: Phase, now: datetime, values: dict[str, Any]) -> None:
+    check(job.phase, phase)
+    number = job.attempt.number if job.attempt is not None else 0
+    moved = await session.execute(
+        update(JobRow)
+        .where(JobRow.id == job.id, JobRow.phase == job.phase, JobRow.attempt == number)
+        .values(phase=phase, phase_since=now, **values)
+        .returning(JobRow.id)
+        .execution_options(synchronize_session=False)
+    )
+    if moved.first() is None:
+        raise Stale(f"{job.id} is not in {job.phase} with attempt {number}")
+
+
+async def _attempt(session: AsyncSession, job: Job, values: dict[str, Any]) -> None:
+    number = _current(job).number
+    await session.execute(
+        update(AttemptRow)
+        .where(AttemptRow.job_id == job.id, AttemptRow.number == number)
+        .values(**values)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _current(job: Job) -> Attempt:
+    if job.attempt is None:
+        raise Stale(f"{job.id} has no attempt")
+    return job.attempt
