@@ -1,0 +1,66 @@
+"""The ranks of an attempt: how they meet, and how they agree."""
+
+import os
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+Stop = Literal["save", "discard"]
+_STOPS: tuple[Stop | None, ...] = (None, "save", "discard")
+# Ranks of one machine meet within seconds; a save of a large model on a slow disk holds the others for minutes.
+_PATIENCE = timedelta(minutes=30)
+
+
+class Ranks:
+    """All ranks of the attempt, and what they say to each other on the host: never on the accelerator's stream."""
+
+    def __init__(self, rank: int, world: int):
+        """Joins the ranks named by the environment (torch's `env://`: MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE).
+
+        A world of one needs no address: it meets itself in memory.
+        """
+        self.rank, self.world = rank, world
+        backend = "nccl" if _uses_cuda() else "gloo"
+        if not dist.is_initialized():
+            if world == 1:
+                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            else:
+                init = os.environ.get("WORKER_RENDEZVOUS", "env://")
+                dist.init_process_group(backend, init_method=init, rank=rank, world_size=world, timeout=_PATIENCE)
+        # The host's group: an agreement every micro-step must not wait for the accelerator.
+        self._host = dist.new_group(backend="gloo", timeout=_PATIENCE) if backend != "gloo" and world > 1 else None
+
+    def agree_to_stop(self, stop: Stop | None) -> Stop | None:
+        """What the ranks do at this micro-step: the strongest wish of any of them, the same answer on all."""
+        if self.world == 1:
+            return stop
+        wish = torch.tensor([_STOPS.index(stop)], dtype=torch.int32)
+        dist.all_reduce(wish, op=dist.ReduceOp.MAX, group=self._host)
+        return _STOPS[int(wish)]
+
+    def sum(self, values: list[float]) -> list[float]:
+        """The sum of each value over all ranks, in float64; NaN and infinity spread to all."""
+        if self.world == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total, group=self._host)
+        return total.tolist()
+
+    def same(self, value: int) -> int:
+        """Rank 0's value, on all ranks."""
+        if self.world == 1:
+            return value
+        told = torch.tensor([value], dtype=torch.int64)
+        dist.broadcast(told, src=0, group=self._host)
+        return int(told)
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        if self.world > 1:
+            dist.barrier(group=self._host)
+
+
+def _uses_cuda() -> bool:
+    return os.environ.get("DS_ACCELERATOR") != "cpu" and torch.cuda.is_available()

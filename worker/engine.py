@@ -1,0 +1,214 @@
+"""The DeepSpeed engine of one rank: its configuration from the spec, micro-batches, updates, save, load, gather."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.zero import GatheredParameters
+from torch import Tensor, nn
+
+from worker.contract.spec import JobSpec, RehearseStage
+from worker.gradients import discard
+from worker.packing import MicroBatch
+
+LossSum = Callable[[nn.Module, MicroBatch], Tensor]
+Timer = Callable[[str], AbstractContextManager[Any]]
+_TAG = "engine"  # DeepSpeed's own files lie in this folder of a checkpoint
+
+
+class Objective(nn.Module):
+    """The model together with its loss, so that DeepSpeed's hooks see one forward a micro-batch."""
+
+    def __init__(self, model: nn.Module, loss_sum: LossSum):
+        super().__init__()
+        self.model = model
+        self.loss_sum = loss_sum
+
+    def forward(self, batch: MicroBatch) -> Tensor:
+        """The sum of the micro-batch's losses, in nats (a scalar)."""
+        return self.loss_sum(self.model, batch)
+
+
+def effective_zero(spec: JobSpec) -> int:
+    """The ZeRO stage that runs.
+
+    In bf16 without ZeRO, DeepSpeed adds gradients up in bf16, which loses most of what a micro-batch of a long
+    accumulation says; its stage 1 adds them up in fp32 and computes the same otherwise.
+    """
+    wanted = spec.deepspeed.zero
+    return 1 if wanted == 0 and spec.deepspeed.precision == "bf16" else wanted
+
+
+def deepspeed_config(spec: JobSpec) -> dict[str, Any]:
+    """DeepSpeed's configuration of a job: what the spec decides, and what its `deepspeed.config` adds."""
+    assert not isinstance(spec.stage, RehearseStage)
+    zero = effective_zero(spec)
+    bf16 = spec.deepspeed.precision == "bf16"
+    sharding: dict[str, Any] = {
+        # DeepSpeed's buckets of 500 M elements are 2 GB a buffer; a model of that size gains nothing from them here.
+        "reduce_bucket_size": 50_000_000,
+        "allgather_bucket_size": 50_000_000,
+        **spec.deepspeed.config.get("zero_optimization", {}),
+        "stage": zero,
+    }
+    if spec.deepspeed.offload == "cpu":
+        sharding["offload_optimizer"] = {"device": "cpu"}
+    return {
+        # Saves every rank a hash and two collectives; the folder's manifest says more.
+        "checkpoint": {"tag_validation": "Ignore"},
+        **{key: value for key, value in spec.deepspeed.config.items() if key != "zero_optimization"},
+        "train_micro_batch_size_per_gpu": spec.micro_batch,
+        "gradient_accumulation_steps": spec.accumulation,
+        "train_batch_size": spec.micro_batch * spec.accumulation * spec.ranks,
+        # Without ZeRO and in fp32 `Engine.step` clips: DeepSpeed would compute the norm and not tell it.
+        "gradient_clipping": 0.0 if zero == 0 else spec.stage.optimizer.clip,
+        "zero_optimization": sharding,
+        "bf16": {"enabled": bf16, "check_grad_overflow": bf16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        # torch's fused AdamW runs on the host too, and has nothing to compile.
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+    }
+
+
+class Engine:
+    """One rank's part of the model, its gradients and its optimizer."""
+
+    def __init__(self, model: nn.Module, loss_sum: LossSum, spec: JobSpec):
+        """Wraps `model`. The ranks must have met (`Ranks`); all of them construct at the same time."""
+        assert not isinstance(spec.stage, RehearseStage)
+        self.model = model
+        self.zero = effective_zero(spec)
+        self._clip = spec.stage.optimizer.clip
+        self._trained = [p for p in model.parameters() if p.requires_grad]
+        self._frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        settings = spec.stage.optimizer
+        optimizer = torch.optim.AdamW(
+            self._trained,
+            # 0 until the first update, which brings its own: some of DeepSpeed's wrappers take a step to warm up.
+            lr=0.0,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self._engine, *_ = deepspeed.initialize(
+            model=Objective(model, loss_sum),
+            optimizer=optimizer,
+            model_parameters=self._trained,
+            config=deepspeed_config(spec),
+            dist_init_required=False,
+        )
+        self._optimizer: torch.optim.Optimizer = self._engine.basic_optimizer
+        self._optimizer.state.clear()
+
+    @property
+    def device(self) -> torch.device:
+        """Where micro-batches must lie."""
+        return torch.device(self._engine.device)
+
+    def settle(self) -> None:
+        """Waits until the accelerator has done what it was given; at once on a host."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def train_micro(self, batch: MicroBatch, *, weight: float, last: bool, timer: Timer | None = None) -> Tensor:
+        """Forward and backward of one micro-batch; gradients add up until `step`.
+
+        The gradient is that of `weight` x the sum of the losses, averaged over the ranks by DeepSpeed. `last` says that
+        `step` follows. Gives the sum of the losses in nats (a scalar without a graph, on the device).
+        """
+        timer = timer or (lambda _: nullcontext())
+        self._engine.train()
+        self._engine.set_gradient_accumulation_boundary(last)
+        with timer("forward"):
+            loss = self._engine(batch.to(self.device))
+        with timer("backward"):
+            self._engine.backward(loss * weight, scale_wrt_gas=False)
+        return loss.detach()
+
+    def eval_micro(self, batch: MicroBatch) -> Tensor:
+        """The sum of the losses of one micro-batch in nats, without dropout and without a graph."""
+        self._engine.eval()
+        with torch.no_grad():
+            return self._engine(batch.to(self.device)).detach()
+
+    def step(self, lr: float) -> float:
+        """Updates the weights with what `train_micro` added up. Gives the gradient's norm before clipping.
+
+        With a norm that is not finite the weights stay as they are.
+        """
+        norm = None
+        if self.zero == 0:
+            norm = float(torch.nn.utils.clip_grad_norm_(self._trained, self._clip or math.inf))
+            if not math.isfinite(norm):
+                self.discard_gradients()
+                return norm
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        if norm is None:
+            norm = float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else math.inf
+        return norm
+
+    def discard_gradients(self) -> None:
+        """Forgets what `train_micro` has added up since the last step."""
+        discard(self._engine)
+
+    def state_bytes_to_come(self) -> list[tuple[torch.device, int]]:
+        """Bytes that the first step will allocate for the optimizer's state, by device; none after it."""
+        if self._optimizer.state:
+            return []
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        if self.zero == 3:  # its parameters are set only during a step
+            parameters = list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        return [(p.device, 2 * p.numel() * 4) for p in parameters]
+
+    def save(self, folder: Path) -> None:
+        """Writes DeepSpeed's checkpoint into `folder`; all ranks call it. Frozen weights are left out."""
+        self._engine.save_checkpoint(
+            str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=bool(self._frozen)
+        )
+
+    def load(self, folder: Path) -> None:
+        """Reads what `save` wrote; all ranks call it. It unpickles: only for what this job wrote itself."""
+
+        def load_trained(src: dict[str, Any], dst: nn.Module) -> None:
+            result = dst.load_state_dict(src, strict=False)
+            missing = {name.removeprefix("model.") for name in result.missing_keys} - self._frozen
+            if missing or result.unexpected_keys:
+                raise RuntimeError(f"the checkpoint is of another model: {sorted(missing)} {result.unexpected_keys}")
+
+        path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, custom_load_fn=load_trained)
+        if path is None:
+            raise RuntimeError(f"DeepSpeed found no checkpoint in {folder.name}")
+
+    def gather(self) -> dict[str, Tensor] | None:
+        """The whole model's weights by name, on rank 0's host memory; None on the others. All ranks call it.
+
+        One module at a time is made whole under ZeRO-3. Tied weights are one tensor under several names.
+        """
+        keep = torch.distributed.get_rank() == 0
+        names = set(self.model.state_dict(keep_vars=True)) if self.zero != 3 else None
+        state: dict[str, Tensor] = {}
+        copies: dict[int, Tensor] = {}
+        for prefix, module in self.model.named_modules(remove_duplicate=False):
+            parameters = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+            with GatheredParameters(list(parameters.values()), enabled=self.zero == 3):
+                if not keep:
+                    continue
+                buffers = {
+                    name: buffer
+                    for name, buffer in module.named_buffers(recurse=False)
+                    if name not in module._non_persistent_buffers_set
+                }
+                for name, tensor in (parameters | buffers).items():
+                    whole = f"{prefix}.{name}" if prefix else name
+                    if names is None or whole in names:
+                        copies.setdefault(id(tensor), tensor.detach().cpu().clone())
+                        state[whole] = copies[id(tensor)]
+        return state if keep else None

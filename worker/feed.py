@@ -1,0 +1,86 @@
+"""What each update sees: a pure function of data, seed and position, so that a resume skips and repeats nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from worker.contract.spec import JobSpec, RehearseStage
+from worker.data import Sample
+from worker.dataset import Dataset
+from worker.errors import BadData
+from worker.packing import MicroBatch, Row, counts, micro_batches, updates
+from worker.state import Position
+
+
+@dataclass(frozen=True)
+class Update:
+    """One rank's part of an update, and what the whole of it holds over all ranks."""
+
+    micro_batches: list[MicroBatch]
+    tokens: int  # real ones
+    trained: int  # positions with a loss
+
+
+class Feed:
+    """The updates of a job in order, for one rank."""
+
+    def __init__(self, dataset: Dataset, spec: JobSpec, *, rank: int, world: int, pad_id: int):
+        """Raises BadData where there is nothing to train on, or nothing to evaluate."""
+        assert not isinstance(spec.stage, RehearseStage)
+        self._dataset, self._spec, self._stage = dataset, spec, spec.stage
+        self._rank, self._world, self._pad_id = rank, world, pad_id
+        self._epoch: tuple[int, list[list[Row]]] = (-1, [])
+        if not any(sample.targets for sample in dataset.train):
+            raise BadData("the training data has not one token to train on: no assistant's turn, or all were cut off")
+        if dataset.held_out and not any(sample.targets for sample in dataset.held_out):
+            raise BadData("the data to evaluate on has not one token with a loss")
+
+    def epoch(self, number: int) -> list[list[Row]]:
+        """All updates of an epoch."""
+        if self._epoch[0] != number:
+            self._epoch = (number, self._updates(self._dataset.train, number, self._stage.batch))
+        return self._epoch[1]
+
+    def steps(self) -> int:
+        """Updates of the whole job: `steps`, or those of `epochs`, which packing may make of unequal length."""
+        if self._stage.steps is not None:
+            return self._stage.steps
+        epochs = self._stage.epochs or 1
+        if not self._stage.packing:
+            return len(self.epoch(0)) * epochs
+        return sum(len(self.epoch(number)) for number in reversed(range(epochs)))
+
+    def at(self, position: Position) -> Update:
+        """The update that begins at `position`."""
+        rows = self.epoch(position.epoch)[position.update]
+        tokens, trained = counts(rows)
+        return Update(self._collate(rows), tokens, trained)
+
+    def after(self, position: Position) -> Position:
+        """The position behind the update at `position`: in the next epoch, where this one ends."""
+        if position.update + 1 < len(self.epoch(position.epoch)):
+            return Position(position.epoch, position.update + 1)
+        return Position(position.epoch + 1, 0)
+
+    def longest(self, position: Position) -> MicroBatch:
+        """A micro-batch of the longest rows of the epoch: the one that needs the most memory."""
+        rows = [row for update in self.epoch(position.epoch) for row in update]
+        longest = sorted(rows, key=lambda row: -sum(map(len, row)))[: self._spec.micro_batch * self._world]
+        return self._collate(longest)[0]
+
+    def held_out(self) -> list[MicroBatch]:
+        """This rank's micro-batches to evaluate on, as many on each rank."""
+        if not self._dataset.held_out:
+            return []
+        rows = self._updates(self._dataset.held_out, 0, self._spec.micro_batch * self._world)
+        return [batch for update in rows for batch in self._collate(update)]
+
+    def _updates(self, samples: Sequence[Sample], epoch: int, batch: int) -> list[list[Row]]:
+        pack_to = self._stage.max_length if self._stage.packing else None
+        return updates(
+            samples, seed=self._stage.seed, epoch=epoch, batch=batch, pack_to=pack_to, split=self._dataset.split
+        )
+
+    def _collate(self, rows: list[Row]) -> list[MicroBatch]:
+        return micro_batches(
+            rows, rank=self._rank, world=self._world, micro_batch=self._spec.micro_batch, pad_id=self._pad_id
+        )

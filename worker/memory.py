@@ -1,0 +1,78 @@
+"""Running out of memory: recognised, and told with what to change. And the preflight that makes it come first."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from worker.contract.spec import JobSpec, RehearseStage
+from worker.engine import Engine
+from worker.errors import OutOfMemory
+from worker.packing import MicroBatch
+from worker.state import undisturbed
+
+# What torch's allocators say on hosts, where it is a plain RuntimeError.
+_HOST_WORDS = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _HOST_WORDS)
+
+
+@contextlib.contextmanager
+def explained(spec: JobSpec, doing: str) -> Iterator[None]:
+    """A block in which running out of memory is raised as OutOfMemory, with what to change."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(f"{doing} did not fit into memory; {advice(spec)}. ({_first_line(error)})") from error
+
+
+def advice(spec: JobSpec) -> str:
+    """What to change in a spec so that it needs less memory, the most harmless first."""
+    stage = spec.stage
+    assert not isinstance(stage, RehearseStage)
+    ways = []
+    smaller = [n for n in range(1, spec.micro_batch) if spec.micro_batch % n == 0]
+    if smaller:
+        ways.append(f"stage.micro_batch: {smaller[-1]} (now {spec.micro_batch}; the same result)")
+    if not stage.gradient_checkpointing:
+        ways.append("stage.gradient_checkpointing: true (the same result, about a third slower)")
+    if spec.deepspeed.zero < 3 and spec.ranks > 1:
+        ways.append(f"deepspeed.zero: {spec.deepspeed.zero + 1} (now {spec.deepspeed.zero})")
+    if spec.deepspeed.precision == "fp32":
+        ways.append("deepspeed.precision: bf16 (now fp32)")
+    if stage.lora is None:
+        ways.append("stage.lora: {}")
+    ways.append(f"stage.max_length: {max(2, stage.max_length // 2)} (now {stage.max_length})")
+    return "write one of " + ", ".join(ways)
+
+
+def preflight(engine: Engine, longest: MicroBatch, spec: JobSpec) -> None:
+    """Forward and backward of the longest micro-batch, with room taken for what the first step will allocate.
+
+    It changes nothing: weights, optimizer state, gradients and random states are bit for bit what they were. Raises
+    OutOfMemory.
+    """
+    doing = f"a micro-batch of {longest.input_ids.shape[0]} rows x {longest.input_ids.shape[1]} tokens"
+    with undisturbed(), explained(spec, doing):
+        # Filled, since the system hands out pages only when they are written to.
+        room = [
+            torch.empty(size, dtype=torch.uint8, device=device).fill_(1)
+            for device, size in engine.state_bytes_to_come()
+        ]
+        engine.train_micro(longest, weight=1.0, last=True)
+        engine.discard_gradients()
+        del room
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+

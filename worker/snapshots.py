@@ -1,0 +1,104 @@
+"""Training checkpoints of all ranks together: written into one sealed folder, found again, and put back.
+
+A checkpoint says how things stood when an update began. Weights do not change inside an accumulation, so a stop in the
+middle of one saves that moment too, and the resumed run computes the update's micro-batches again.
+"""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worker import checkpoint
+from worker.context import Context
+from worker.distributed import Ranks
+from worker.engine import Engine
+from worker.errors import BadSpec
+from worker.state import Circumstances, Progress, read_rank, restore_random_states, write_rank
+
+_TRAINING = "training.json"
+
+
+def save(
+    context: Context, engine: Engine, ranks: Ranks, *, progress: Progress, random_states: dict[str, Any], data: str
+) -> None:
+    """Seals a checkpoint of `progress`, whose random states each rank gives; all ranks call it.
+
+    `data` is the hash of what is trained on, in its order. Raises OSError; older checkpoints are whole still.
+    """
+    final = checkpoint.step_folder(context.checkpoints, progress.step)
+    temporary = checkpoint.temporary_name(final)
+    if context.rank == 0:
+        checkpoint.temporary_for(final)
+    ranks.barrier()
+    engine.save(temporary)
+    write_rank(temporary, context.rank, random_states)
+    if context.rank == 0:
+        stored = {
+            "progress": asdict(progress),
+            "circumstances": asdict(Circumstances.now(context.order.spec, ranks.world)),
+            "data": data,
+        }
+        (temporary / _TRAINING).write_text(json.dumps(stored, indent=1))
+    ranks.barrier()
+    if context.rank == 0:
+        sealed = checkpoint.seal(temporary, final)
+        context.channel.checkpoint(checkpoint.announce(final, sealed, step=progress.step, store=context.store))
+    ranks.barrier()
+
+
+def restore(context: Context, engine: Engine, ranks: Ranks, data: str) -> tuple[Progress, Path | None]:
+    """Puts back the newest whole checkpoint of the job's earlier attempts; all ranks call it.
+
+    Gives the progress to go on from and the checkpoint's folder, or a fresh start and None where there is none.
+    Raises BadSpec for a checkpoint that DeepSpeed cannot read into this attempt's shape.
+    """
+    found = _agree_on_one(context, ranks)
+    if found is None:
+        return Progress(), None
+    stored = json.loads((found / _TRAINING).read_text())
+    _check_circumstances(context, Circumstances(**stored["circumstances"]), ranks.world)
+    if context.rank == 0 and stored["data"] != data:
+        context.channel.event(
+            "NotExact", "the training data is not what it was when the checkpoint was made", level="warning"
+        )
+    torch.set_num_threads(stored["circumstances"]["threads"])
+    engine.load(found)
+    restore_random_states(read_rank(found, context.rank))
+    progress = Progress.of(stored["progress"])
+    if context.rank == 0:
+        context.channel.resumed_from(progress.step)
+    return progress, found
+
+
+def _agree_on_one(context: Context, ranks: Ranks) -> Path | None:
+    """The folder of the newest whole checkpoint. Rank 0 reads and hashes, the others take its word."""
+    step = attempt = -1
+    if context.rank == 0:
+        for left in checkpoint.sweep(context.folder):
+            shutil.rmtree(left, ignore_errors=True)
+        found, damaged = checkpoint.newest_whole(context.job_folder, before_attempt=context.order.attempt)
+        for sentence in damaged:
+            context.channel.event("CheckpointDamaged", sentence, level="warning")
+        if found is not None:
+            step, attempt = found.step, found.attempt
+    step, attempt = ranks.same(step), ranks.same(attempt)
+    if step < 0:
+        return None
+    return checkpoint.step_folder(context.job_folder / f"a{attempt}" / "checkpoints", step)
+
+
+def _check_circumstances(context: Context, before: Circumstances, world: int) -> None:
+    now = Circumstances.now(context.order.spec, world)
+    if (before.world, before.zero, before.precision) != (now.world, now.zero, now.precision):
+        raise BadSpec(
+            f"the checkpoint was made by {before.world} ranks at ZeRO {before.zero} in {before.precision}, and goes on "
+            f"only so; this attempt has {now.world} ranks at ZeRO {now.zero} in {now.precision}"
+        )
+    if context.rank == 0 and (differences := now.differences(before)):
+        context.channel.event(
+            "NotExact", f"going on from the checkpoint, but not bit for bit: {'; '.join(differences)}", level="warning"
+        )

@@ -1,0 +1,204 @@
+"""The loop of every training stage: update, evaluate, save, until the steps are done.
+
+    restore -> preflight -> evaluate -> [ update -> evaluate? -> save? ]* -> outputs
+
+At every micro-step all ranks agree on whether to stop. All that is needed to go on exactly is in `Progress` and in the
+random states at the update's start; `worker/snapshots.py` stores them.
+"""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from worker import snapshots
+from worker.context import Context
+from worker.contract.protocol import Output
+from worker.contract.spec import RehearseStage
+from worker.curves import Curves
+from worker.dataset import Dataset
+from worker.distributed import Ranks
+from worker.engine import Engine, LossSum
+from worker.errors import Diverged, Stopped
+from worker.evaluation import evaluate
+from worker.feed import Feed
+from worker.memory import explained, preflight
+from worker.models import Loaded
+from worker.schedule import learning_rate
+from worker.state import random_states, seed_everything
+from worker.stopwatch import Stopwatch
+
+
+def train(context: Context, loaded: Loaded, dataset: Dataset, loss_sum: LossSum) -> list[Output]:
+    """Trains `loaded` on `dataset` as the spec says, and hands over what came of it (on rank 0).
+
+    Raises Stopped when asked to, after saving; Diverged, OutOfMemory, BadData.
+    """
+    return Training(context, loaded, dataset, loss_sum).run()
+
+
+class Training:
+    """One rank's training, from restore to outputs."""
+
+    def __init__(self, context: Context, loaded: Loaded, dataset: Dataset, loss_sum: LossSum):
+        spec = context.order.spec
+        assert not isinstance(spec.stage, RehearseStage)
+        self.context, self.spec, self.stage = context, spec, spec.stage
+        self.loaded, self.dataset = loaded, dataset
+        pad_id = loaded.tokenizer.pad_token_id
+        assert isinstance(pad_id, int)  # `load` sees to it
+        self.feed = Feed(dataset, spec, rank=context.rank, world=context.world, pad_id=pad_id)
+        self.steps = self.feed.steps()
+        self.held_out = self.feed.held_out()
+        self.ranks = Ranks(context.rank, context.world)
+        with explained(spec, "the model and its optimizer"):
+            self.engine = Engine(loaded.model, loss_sum, spec)
+        seed_everything(self.stage.seed, context.rank)
+        self.progress, earlier = snapshots.restore(context, self.engine, self.ranks, dataset.hash)
+        self.saved_step = self.progress.step
+        self.random_states = random_states()
+        self.curves = self._open_curves(earlier)
+
+    def run(self) -> list[Output]:
+        """Goes on from where `progress` is, to the end."""
+        report = self.context.channel.report
+        report("loading", self.progress.step, steps=self.steps, tokens=self.progress.tokens)
+        for note in self.loaded.notes if self.context.rank == 0 else []:
+            self.context.channel.event("ModelNote", note)
+        if self.progress.step < self.steps:
+            preflight(self.engine, self.feed.longest(self.progress.position), self.spec)
+        self._evaluate_if_due()
+        while self.progress.step < self.steps:
+            self._update()
+            self._evaluate_if_due()
+            if self.progress.step % self.spec.checkpoint.every_steps == 0:
+                self._save()
+        if self.curves:
+            self.curves.close()
+        return self._hand_over()
+
+    def _update(self) -> None:
+        """One update of the weights, from the data at `progress.position`."""
+        step = self.progress.step + 1
+        watch = Stopwatch(self.engine.settle)
+        with watch("data"):
+            update = self.feed.at(self.progress.position)
+        # DeepSpeed averages over ranks, so the world's size makes a sum of it again: the loss is the mean over all
+        # trained tokens of the update, however they are spread over ranks and micro-batches.
+        weight = self.ranks.world / max(1, update.trained)
+        nats = []
+        with explained(self.spec, f"step {step}"):
+            for number, batch in enumerate(update.micro_batches, start=1):
+                self._stop_if_asked()
+                last = number == len(update.micro_batches)
+                nats.append(self.engine.train_micro(batch, weight=weight, last=last, timer=watch))
+            loss = self.ranks.sum([float(torch.stack(nats).double().sum())])[0] / max(1, update.trained)
+            # Checked before the step, so that not even this process has weights that are no numbers.
+            if not math.isfinite(loss):
+                raise self._diverged(f"the loss of step {step} is {loss}")
+            lr = learning_rate(step, peak=self.spec.lr, steps=self.steps, optimizer=self.stage.optimizer)
+            with watch("step"):
+                grad_norm = self.engine.step(lr)
+            if not math.isfinite(grad_norm):
+                raise self._diverged(f"the gradient's norm of step {step} is {grad_norm}")
+        self.random_states = random_states()
+        self.progress = replace(
+            self.progress,
+            step=step,
+            position=self.feed.after(self.progress.position),
+            tokens=self.progress.tokens + update.tokens,
+        )
+        speed = update.tokens / watch.elapsed
+        self._report(
+            {
+                "train/loss": loss,
+                "train/lr": lr,
+                "train/grad_norm": grad_norm,
+                "train/tokens": update.tokens,
+                "train/tokens_per_second": speed,
+                **watch.metrics(),
+            },
+            speed,
+        )
+
+    def _evaluate_if_due(self) -> None:
+        """Evaluates before the first step, every so many and after the last; each step once, over all attempts."""
+        step, settings = self.progress.step, self.spec.evaluate
+        every = settings.every_steps if settings else None
+        due = step in (0, self.steps) or (every is not None and step % every == 0)
+        if not self.held_out or not due or self.progress.evaluated == step:
+            return
+        self.context.channel.report("evaluating")
+        metrics = evaluate(self.engine, self.held_out, self.ranks, between=self._stop_if_asked)
+        self.progress = replace(self.progress, evaluated=step)
+        self._report(metrics)
+
+    def _report(self, metrics: dict[str, float], speed: float | None = None) -> None:
+        """Tells rank 0's launcher, and TensorBoard, of the point at the current step."""
+        if self.context.rank != 0:
+            return
+        done = self.progress
+        self.context.channel.report(
+            "training", done.step, steps=self.steps, tokens=done.tokens, tokens_per_second=speed, metrics=metrics
+        )
+        if self.curves:
+            self.curves.add(done.step, metrics)
+
+    def _stop_if_asked(self) -> None:
+        """Saves how things stood when the update began, and raises Stopped, if any rank was asked to stop."""
+        stop = self.ranks.agree_to_stop(self.context.channel.stop)
+        if stop is None:
+            return
+        if stop == "save":
+            self._save()
+        raise Stopped
+
+    def _save(self) -> None:
+        """Seals a checkpoint, unless one of this step is there (or nothing has been done that could be lost)."""
+        if self.progress.step == self.saved_step:
+            return
+        self.context.channel.report("saving")
+        watch = Stopwatch(self.engine.settle)
+        with watch("save"):
+            snapshots.save(
+                self.context,
+                self.engine,
+                self.ranks,
+                progress=self.progress,
+                random_states=self.random_states,
+                data=self.dataset.hash,
+            )
+        self.saved_step = self.progress.step
+        self._report(watch.metrics())
+        if self.curves:
+            self.curves.flush()
+
+    def _diverged(self, what: str) -> Diverged:
+        kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "no checkpoint was made yet"
+        return Diverged(
+            f"{what}, no number any more; {kept}. Try a lower stage.optimizer.lr (now {self.spec.lr:g}), more warmup, "
+            "or look at the rows of that step"
+        )
+
+    def _open_curves(self, earlier: Path | None) -> Curves | None:
+        if not self.stage.tensorboard or self.context.rank != 0:
+            return None
+        before = earlier.parent.parent / "tensorboard" if earlier else None
+        return Curves(self.context.folder / "tensorboard", resumed_from=self.progress.step, earlier=before)
+
+    def _hand_over(self) -> list[Output]:
+        """The outputs, written by rank 0 from the weights of all."""
+        self.context.channel.report("saving")
+        with explained(self.spec, "gathering the whole model"):
+            state = self.engine.gather()
+        outputs: list[Output] = []
+        from worker.outputs import save_outputs
+
+        if state is not None:
+            broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+            if broken:
+                raise self._diverged(f"after the last step {broken[0]} holds a value")
+            outputs = save_outputs(self.context, self.loaded, state, self.progress.step)
+        self.ranks.barrier()
+        return outputs
