@@ -3,9 +3,10 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 from client.files import save
-from client.problems import Ambiguous
+from client.problems import Ambiguous, Problem
 from client.records import Model
 from client.transport import Transport
 from worker.contract import manifest
@@ -17,23 +18,31 @@ class Models:
     def __init__(self, transport: Transport):
         self._transport = transport
 
-    def all(self, *, name: str | None = None, limit: int | None = None) -> Iterator[Model]:
+    def all(
+        self, *, name: str | None = None, kind: str | None = None, job: str | None = None, limit: int | None = None
+    ) -> Iterator[Model]:
         """Models, newest first."""
-        return (Model.model_validate(entry) for entry in self._transport.pages("/v1/models", name=name, limit=limit))
+        pages = self._transport.pages("/v1/models", name=name, kind=kind, job=job, limit=limit)
+        return (Model.model_validate(entry) for entry in pages)
 
     def get(self, model: str) -> Model:
-        """One model by its id. Raises Problem (404)."""
-        return Model.model_validate(self._transport.get(f"/v1/models/{model}"))
+        """One model, by its id, `NAME` (the newest version) or `NAME@VERSION`. Raises Problem (404)."""
+        return Model.model_validate(self._transport.get(f"/v1/models/{quote(model, safe='@')}"))
 
     def find(self, text: str, *, kind: str = "model") -> Model:
-        """The model of an id, or of a name with or without `@version` (the newest). Raises Ambiguous."""
+        """The model that a person means by an id, or a name with or without `@VERSION`. Raises Ambiguous."""
         text = text.removeprefix("models/")
-        if text.startswith("model-") and len(text) == 18:
-            return self.get(text)
         name, _, version = text.partition("@")
-        for model in self.all(name=name):
-            if model.name == name and model.kind == kind and version in ("", str(model.version)):
-                return model
+        if kind != "model":
+            for model in self.all(name=name, kind=kind):
+                if version in ("", str(model.version)):
+                    return self.get(model.id)
+        else:
+            try:
+                return self.get(text)
+            except Problem as error:
+                if error.status != 404:
+                    raise
         raise Ambiguous(f"No {kind} is called `{text}`; `rlhf models list` shows what there is.")
 
     def download(self, model: str, to: Path, *, seen: Callable[[int], None] = lambda done: None) -> Path:
@@ -52,7 +61,7 @@ class Models:
                 whole = place.stat().st_size == entry.bytes and manifest.file_sha256(place) == entry.sha256
             if not whole:
                 place.parent.mkdir(parents=True, exist_ok=True)
-                save(self._transport, f"/v1/models/{model}/files/{name}", place, entry.sha256)
+                save(self._transport, f"/v1/models/{model}/files/{quote(name)}", place, entry.sha256)
             seen(entry.bytes)
         manifest.verify(to)
         return to

@@ -16,6 +16,15 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
+class Handed(Record):
+    """A model that a job has handed over, in short."""
+
+    id: str
+    name: str
+    version: int
+    kind: str
+
+
 class Job(Record):
     """One run of one stage."""
 
@@ -34,6 +43,8 @@ class Job(Record):
     progress: Progress | None = None
     activity: str | None = None
     spec: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
+    models: list[Handed] = []
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None

@@ -159,8 +159,10 @@ def run(data: Path, steps: int, *, stay: bool) -> int:
             if code:
                 return code
             out.print("\nThe same questions, before and after [dim](both models load; this takes a moment)[/]")
-            made = client.models.find(f"{job.name}@{_version(client, job)}")
-            base = data / "store" / "cache" / "models" / client.jobs.get(job.id).inputs["stage.model"]["sha256"]
+            job = client.jobs.get(job.id)
+            # The worker has converted the GGUF file once, and keeps it by its hash.
+            base = data / "store" / "cache" / "models" / job.inputs["stage.model"]["sha256"]
+            made = next(client.models.get(m.id) for m in job.models if m.kind == "model")
             show_answers(answers(base, PROMPTS), answers(folder_of(client, made), PROMPTS))
             out.print(f"All of this took {time.monotonic() - began:.0f} s. The control plane stays up:\n")
             server = "" if client.url.endswith(":8000") else f"--server {client.url} "
@@ -181,10 +183,6 @@ def run(data: Path, steps: int, *, stay: bool) -> int:
             stop(client, job)
     say(f"[dim]Stopped. What was made stays in {data}.[/]")
     return 0
-
-
-def _version(client: Client, job: Job) -> int:
-    return next(m.version for m in client.models.all(name=job.name) if m.job_id == job.id and m.kind == "model")
 
 
 def main() -> int:
