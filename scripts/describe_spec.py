@@ -18,9 +18,9 @@ has a default. Unknown fields are refused, and so is everything that cannot work
 with the path to its field. `rlhf spec validate FILE` checks without a server.
 
 Durations are a number and a unit (`90s`, `30m`, `24h`), memory is a Kubernetes quantity (`16Gi`). A reference is
-`models/NAME[@version]` (a registered model), `files/ID` (an upload), a path that starts with `/` or `./` and lies under
-a folder that the server allows, or a hub's name. References are resolved to a hash when the job is made: what is trained
-on cannot change underneath it.
+`models/NAME[@version]` (a registered model), `files/ID` (an upload), a path that starts with `/` or `./` and lies
+under a folder that the server allows, or a hub's name. References are resolved to a hash when the job is made: what is
+trained on cannot change underneath it.
 
 Rows are JSON, one a line: `{"text"}` for pretrain, `{"messages": [{"role", "content"}]}` for sft.
 
@@ -42,10 +42,7 @@ def page() -> str:
     """The whole page, as Markdown."""
     seen: set[type[BaseModel]] = set()
     parts = [HEAD, "## The whole\n", _table(JobSpec, None)]
-    for title, model, base in # Counts end where a 32-bit integer does: no limit that a person would meet.
-_NO_LIMIT = 2**31 - 1
-
-SECTIONS:
+    for title, model, base in SECTIONS:
         parts += [f"## {title}\n", _sentence(model), _table(model, base)]
         seen.add(model)
     queue = [m for model in (TrainStage, RehearseStage, JobSpec) for m in _inner(model)]
