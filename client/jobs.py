@@ -151,13 +151,26 @@ class Jobs:
         for sent in self._follow(job, "logs", "", rank=rank, attempt=attempt):
             yield LogLine.model_validate(sent.data)
 
-    def wait(self, job: str, *, every: float = 1.0, seen: Callable[[Job], None] = lambda job: None) -> Job:
-        """The job once it is over, or paused. `seen` gets every answer; `every` is in seconds."""
+    def wait(
+        self,
+        job: str,
+        *,
+        timeout: float | None = None,
+        every: float = 0.5,
+        seen: Callable[[Job], None] = lambda job: None,
+    ) -> Job:
+        """The job once it is over, or paused and meant to stay so; asked for `every` seconds.
+
+        `seen` gets every answer. Raises TimeoutError after `timeout` seconds (None: never), Unreachable, Problem.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             now = self.get(job)
             seen(now)
             if now.final or now.resting:
                 return now
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"{now.name} ({job}) is still {now.phase} after {timeout:g} s")
             time.sleep(every)
 
     def _follow(self, job: str, what: str, last_id: str, **params: Any) -> Iterator[Any]:
