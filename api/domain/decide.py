@@ -60,6 +60,7 @@ class Settle:
     """Record how the attempt ended, and what becomes of the job."""
 
     outcome: Outcome
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,8 @@ class Collected:
 
     spoilt: str | None = None
     """What is wrong with the outputs of an attempt that exited with 0."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of reports that were lost."""
 
 
 def decide(
@@ -198,7 +201,7 @@ def _finishing(
         return [Stop(rules.short_grace, record=attempt.stopping_since is None)]
     if collected is None:
         return [Collect()]
-    return [Settle(settle(job, attempt, seen, now, backoff=rules.backoff, spoilt=collected.spoilt))]
+    return [Settle(settle(job, attempt, seen, now, backoff=rules.backoff, spoilt=collected.spoilt), collected.notes)]
 
 
 def _tidy(job: Job) -> list[Action]:

@@ -1,6 +1,6 @@
 """The port to whatever runs attempts: local processes, or Kubernetes Jobs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from api.domain.job import Reason
@@ -23,6 +23,9 @@ class CannotStart(ClusterError):
 
 class Cluster(Protocol):
     """Starts, sees and stops attempts. Names follow from job and attempt alone; every call may be repeated."""
+
+    def watch(self, ended: Callable[[str], None]) -> None:
+        """Has `ended` called, in any thread, with the name of an attempt that may be over: a hint that may be lost."""
 
     def order(self, job: str, attempt: int, spec: JobSpec, inputs: Mapping[str, Input]) -> Order:
         """The attempt's order, with the places that this cluster gives its files."""

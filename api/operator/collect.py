@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from api.domain.decide import Collected
 from api.domain.job import Attempt, Job
 from api.domain.observation import Observation
 from api.operator.cluster import Cluster
@@ -22,17 +22,9 @@ from worker.contract.protocol import Output, Report
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Collection:
-    """What came of it. `spoilt`: what is wrong with the outputs; `notes`: what a person should read of the reports."""
-
-    spoilt: str | None
-    notes: list[str]
-
-
 async def collect(
-    database: Database, lease: Lease, cluster: Cluster, store: Path, job: Job, seen: Observation
-) -> Collection:
+    job: Job, seen: Observation, *, database: Database, lease: Lease, cluster: Cluster, store: Path
+) -> Collected:
     """Keeps the logs, takes in the left-over reports, checks the outputs. May be repeated, with the same result.
 
     Raises ClusterError, NotLeader, OSError.
@@ -42,12 +34,12 @@ async def collect(
         raise ValueError(f"{job.id} has no attempt")
     logs = await cluster.logs(attempt.object_name)
     await asyncio.to_thread(_keep_logs, store / "logs" / job.id / f"a{attempt.number}", logs)
-    notes = await _take_in(database, lease, store, job, attempt, seen)
+    notes = await _take_in(job, attempt, seen, database=database, lease=lease, store=store)
     words = seen.termination or attempt.termination
     spoilt = None
     if seen.exit_code == 0 and words is not None:
         spoilt = await asyncio.to_thread(check_outputs, store, job.id, attempt.number, words.outputs)
-    return Collection(spoilt, notes)
+    return Collected(spoilt, tuple(notes))
 
 
 def check_outputs(store: Path, job_id: str, attempt: int, outputs: list[Output]) -> str | None:
@@ -72,7 +64,7 @@ def spool_folder(store: Path, job_id: str, attempt: int) -> Path:
 
 
 async def _take_in(
-    database: Database, lease: Lease, store: Path, job: Job, attempt: Attempt, seen: Observation
+    job: Job, attempt: Attempt, seen: Observation, *, database: Database, lease: Lease, store: Path
 ) -> list[str]:
     """Feeds the spool's reports to where live ones go. The files stay until the outcome is stored, so that a second
     try counts the same; their `seq` keeps them from counting twice.

@@ -35,24 +35,19 @@ log = logging.getLogger(__name__)
 class LocalCluster:
     """Runs attempts as processes of this machine, each in a folder `<data>/attempts/<name>`.
 
-    `command` starts a launcher (`--order FILE` is added). `ended` is called, from another thread, with the name of an
-    attempt whose launcher ended while this control plane was up.
+    `command` starts a launcher (`--order FILE` is added).
     """
 
-    def __init__(
-        self,
-        data: Path,
-        store_url: str,
-        url_file: Path,
-        *,
-        command: Sequence[str] = LAUNCHER,
-        ended: Callable[[str], None] = lambda name: None,
-    ) -> None:
+    def __init__(self, data: Path, store_url: str, url_file: Path, *, command: Sequence[str] = LAUNCHER) -> None:
         self._attempts = data / "attempts"
         self._store_url = store_url
         self._url_file = url_file
         self._command = tuple(command)
-        self.ended = ended
+        self._ended: Callable[[str], None] = lambda name: None
+
+    def watch(self, ended: Callable[[str], None]) -> None:
+        """Has `ended` called, in another thread, with the name of an attempt whose launcher has ended."""
+        self._ended = ended
 
     def order(self, job: str, attempt: int, spec: JobSpec, inputs: Mapping[str, Input]) -> Order:
         """The attempt's order, with its files in the attempt's folder."""
@@ -165,7 +160,7 @@ class LocalCluster:
         """Waits for a launcher, so that none is left as a zombie."""
         code = process.wait()
         log.info("the launcher of %s ended with %s", name, code)
-        self.ended(name)
+        self._ended(name)
 
 
 async def _in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -2,6 +2,7 @@
 was made from: where the job has moved on since, nothing is written, and the operator looks again.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -118,14 +119,14 @@ async def stop_attempt(
 
 
 async def settle(
-    session: AsyncSession, lease: Lease, job: Job, outcome: Outcome, now: datetime, *, notes: list[str] | None = None
+    session: AsyncSession, lease: Lease, job: Job, outcome: Outcome, now: datetime, *, notes: Sequence[str] = ()
 ) -> None:
     """Records how the attempt ended and what becomes of the job; models are registered with a success, in one
     transaction. `notes` are warnings that become events. Raises IllegalMove, NotLeader, Stale.
     """
     row = await _locked(session, lease, job)
     attempt = _current(job)
-    for note in notes or []:
+    for note in notes:
         await events.add(session, row, "ReportsLost", note, level="warning", attempt=attempt.number)
     end = outcome.ending
     await _attempt(

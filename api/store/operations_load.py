@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.domain.job import ACTIVE, FINAL, Attempt, Desired, Job, Phase, Reason
 from api.store.tables import AttemptRow, CheckpointRow, JobRow
+from worker.contract.order import Input
 from worker.contract.protocol import Termination
 from worker.contract.spec import JobSpec
 
@@ -27,6 +28,12 @@ async def one(session: AsyncSession, job_id: str) -> Job | None:
     """One job; None: it is gone."""
     jobs = await _load(session, JobRow.id == job_id)
     return jobs[0] if jobs else None
+
+
+async def inputs(session: AsyncSession, job_id: str) -> dict[str, Input]:
+    """What the job's references were resolved to, by their path in the spec."""
+    stored = await session.scalar(select(JobRow.inputs).where(JobRow.id == job_id))
+    return {path: Input.model_validate(given) for path, given in (stored or {}).items()}
 
 
 async def current_names(session: AsyncSession) -> set[str]:

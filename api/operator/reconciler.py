@@ -1,0 +1,234 @@
+"""The operator's loop: who is worth a look, who may start, and nobody waits for anybody else's trouble."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.domain.decide import Rules
+from api.domain.job import Job, Phase
+from api.domain.places import may_start
+from api.operator.cluster import Cluster, ClusterError
+from api.operator.leader import Leader
+from api.operator.steps import Steps
+from api.store import operations_load
+from api.store.database import Database, utcnow
+from api.store.operations_leader import Lease, NotLeader
+from api.store.wakeups import Wakeups
+from api.tokens import Tokens
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often, in seconds."""
+
+    poll: float = 1.0
+    """Between two looks at all jobs, where nothing wakes the operator sooner."""
+    least: float = 0.05
+    """Between two looks, however often it is woken."""
+    resync: float = 30.0
+    """Between two looks at everything that the cluster holds."""
+    silence: float = 30.0
+    """A loop that did not turn for so long was frozen, and heard no reports meanwhile."""
+    trouble: float = 60.0
+    """The longest wait before a job that gave trouble is tried again."""
+
+
+@dataclass(slots=True)
+class _Trouble:
+    times: int
+    until: float
+
+
+class Operator:
+    """Takes every job to where its owner wants it. `run` returns when `stop` is set; attempts live on."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        cluster: Cluster,
+        wakeups: Wakeups,
+        tokens: Tokens,
+        leader: Leader,
+        store: Path,
+        places: int = 1,
+        rules: Rules | None = None,
+        pace: Pace | None = None,
+        concurrency: int = 16,
+    ) -> None:
+        self._database = database
+        self._cluster = cluster
+        self._wakeups = wakeups
+        self._tokens = tokens
+        self._leader = leader
+        self._store = store
+        self._places = places
+        self._rules = rules or Rules()
+        self._pace = pace or Pace()
+        self._slots = asyncio.Semaphore(concurrency)
+        self._working: dict[str, asyncio.Task[None]] = {}
+        self._troubles: dict[str, _Trouble] = {}
+        self._lost = asyncio.Event()
+        self._up_since = utcnow()
+        self.alive = time.monotonic()
+        """When the loop last turned, by the monotonic clock."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Leads whenever it may, until `stop` is set."""
+        loop = asyncio.get_running_loop()
+        self._cluster.watch(lambda name: _hint(loop, self._wakeups, name))
+        await self._listen()
+        while not stop.is_set():
+            self._turned()
+            lease = await self._leader.acquire()
+            if lease is not None:
+                await self._lead(lease, stop)
+            elif not stop.is_set():
+                await _first(self._pace.poll, stop.wait())
+
+    async def _lead(self, lease: Lease, stop: asyncio.Event) -> None:
+        self._lost.clear()
+        steps = Steps(
+            lease,
+            leader=self._leader,
+            database=self._database,
+            cluster=self._cluster,
+            tokens=self._tokens,
+            store=self._store,
+            rules=self._rules,
+        )
+        keeping = asyncio.create_task(self._leader.keep(lease))
+        keeping.add_done_callback(lambda _: self._lost.set())
+        next_sweep = 0.0
+        try:
+            while not stop.is_set() and not self._lost.is_set():
+                self._turned()
+                try:
+                    if time.monotonic() >= next_sweep and "" not in self._working:
+                        next_sweep = time.monotonic() + self._pace.resync
+                        self._work("", self._sweep(steps))
+                    await self._turn(steps)
+                except NotLeader:
+                    break
+                except (SQLAlchemyError, OSError) as error:
+                    log.warning("the database does not answer: %s", error)
+                await self._rest(stop)
+        finally:
+            keeping.cancel()
+            for task in self._working.values():
+                task.cancel()
+            await asyncio.gather(keeping, *self._working.values(), return_exceptions=True)
+            self._working.clear()
+            await self._leader.release(lease)
+
+    async def _turn(self, steps: Steps) -> None:
+        """One look at all jobs: places are given in turn, everything else is done side by side."""
+        async with self._database.reading() as session:
+            jobs = await operations_load.unsettled(session)
+        now, clock = utcnow(), time.monotonic()
+        calm = [job for job in jobs if job.phase is not Phase.QUEUED or self._calm(job.id, clock)]
+        begun = [job.id for job in may_start(calm, self._places, now) if await self._begin(steps, job)]
+        for job in jobs:
+            if job.id not in self._working and self._calm(job.id, clock):
+                self._work(job.id, self._advance(steps, job, look=job.id not in begun))
+        known = {job.id for job in jobs}
+        self._troubles = {job: trouble for job, trouble in self._troubles.items() if job in known}
+
+    async def _begin(self, steps: Steps, job: Job) -> bool:
+        if job.id in self._working:
+            return False
+        try:
+            return await steps.begin(job, utcnow())
+        except (SQLAlchemyError, OSError) as error:
+            self._trouble(job.id, error)
+            return False
+
+    async def _advance(self, steps: Steps, job: Job, look: bool) -> None:
+        async with self._slots:
+            try:
+                # Most jobs want nothing in most turns: that costs no transaction.
+                if not look or not await steps.idle(job, self._up_since):
+                    await steps.advance(job.id, self._up_since)
+                self._troubles.pop(job.id, None)
+            except NotLeader:
+                self._lost.set()
+            except (ClusterError, TimeoutError, SQLAlchemyError, OSError) as error:
+                self._trouble(job.id, error)
+            except Exception as error:  # one job's trouble never stops the others
+                log.exception("the operator failed with %s", job.id)
+                self._trouble(job.id, error)
+
+    async def _sweep(self, steps: Steps) -> None:
+        try:
+            # A stray that was told to stop is looked at again soon, until it is gone.
+            while await steps.sweep():  # noqa: ASYNC110 (nobody tells when a process is gone)
+                await asyncio.sleep(self._pace.poll)
+        except NotLeader:
+            self._lost.set()
+        except (ClusterError, TimeoutError, SQLAlchemyError, OSError) as error:
+            log.warning("the sweep for strays failed, and is done again: %s", error)
+
+    def _work(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name=name or "sweep")
+        self._working[name] = task
+        task.add_done_callback(lambda _: self._working.pop(name, None))
+
+    def _calm(self, job_id: str, clock: float) -> bool:
+        trouble = self._troubles.get(job_id)
+        return trouble is None or trouble.until <= clock
+
+    def _trouble(self, job_id: str, error: Exception) -> None:
+        before = self._troubles.get(job_id)
+        times = before.times + 1 if before else 1
+        wait = min(self._pace.trouble, 0.5 * 2.0**times)
+        self._troubles[job_id] = _Trouble(times, time.monotonic() + wait)
+        log.warning("%s is tried again in %g s: %s: %s", job_id, wait, type(error).__name__, error)
+
+    async def _rest(self, stop: asyncio.Event) -> None:
+        await _first(self._pace.least, stop.wait(), self._lost.wait())
+        if stop.is_set() or self._lost.is_set():
+            return
+        await _first(self._pace.poll, stop.wait(), self._lost.wait(), self._hear())
+
+    async def _hear(self) -> None:
+        for job_id in await self._wakeups.wait(self._pace.poll):
+            # Its owner did something about it: no more waiting.
+            self._troubles.pop(job_id, None)
+
+    async def _listen(self) -> None:
+        try:
+            await self._wakeups.listen()
+        except Exception as error:  # the poll does without
+            log.warning("wake-ups of other processes are not heard: %s", error)
+
+    def _turned(self) -> None:
+        clock = time.monotonic()
+        if clock - self.alive > self._pace.silence:
+            # Frozen, or the machine slept: nobody could report meanwhile, so nobody is silent yet.
+            self._up_since = utcnow()
+        self.alive = clock
+
+
+def _hint(loop: asyncio.AbstractEventLoop, wakeups: Wakeups, name: str) -> None:
+    """Wakes the operator about the job of an attempt, from any thread."""
+    if not loop.is_closed():
+        asyncio.run_coroutine_threadsafe(wakeups.wake(name.rpartition("-a")[0]), loop)
+
+
+async def _first(seconds: float, *waits: Coroutine[Any, Any, object]) -> None:
+    """Returns when the first of `waits` is done, or after `seconds`; the others are dropped."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,232 @@
+"""Doing what was decided about one job. No transaction is open while the cluster is waited for."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+
+from api.domain.decide import (
+    Action,
+    Begin,
+    CleanUp,
+    Collect,
+    Collected,
+    Ensure,
+    Move,
+    Prune,
+    Purge,
+    Rules,
+    Settle,
+    Stop,
+    decide,
+    watched,
+)
+from api.domain.job import Attempt, Job, Reason
+from api.domain.observation import Observation
+from api.operator.cluster import CannotStart, Cluster, ClusterError
+from api.operator.collect import collect, remove_folder, remove_job, spool_folder
+from api.operator.leader import Leader
+from api.store import operations, operations_checkpoints, operations_load
+from api.store.database import Database, utcnow
+from api.store.operations_leader import Lease, NotLeader
+from api.tokens import Tokens
+
+# A call to the cluster that takes longer is given up; a shorter lease gives it up sooner.
+_CALL = 30.0
+# Actions that change nothing that is looked at next: the job is looked at again in the next turn.
+_PATIENT = (Stop, Prune)
+# More than any way from `queued` to its end; a job that takes more is left to the next turn.
+_ACTIONS_A_TURN = 20
+log = logging.getLogger(__name__)
+
+
+class Steps:
+    """The operator's hands, for as long as one lease runs."""
+
+    def __init__(
+        self,
+        lease: Lease,
+        *,
+        leader: Leader,
+        database: Database,
+        cluster: Cluster,
+        tokens: Tokens,
+        store: Path,
+        rules: Rules,
+    ) -> None:
+        self._lease = lease
+        self._leader = leader
+        self._database = database
+        self._cluster = cluster
+        self._tokens = tokens
+        self._store = store
+        self._rules = rules
+
+    async def begin(self, job: Job, now: datetime) -> bool:
+        """Records a new attempt of a job that has a place. False: the job has moved on since it was looked at."""
+        if decide(job, None, now, up_since=now, place=True, rules=self._rules) != [Begin()]:
+            return False
+        try:
+            async with self._database.transaction() as session:
+                await operations.begin_attempt(session, self._lease, job, now)
+        except operations.Stale:
+            return False
+        return True
+
+    async def advance(self, job_id: str, up_since: datetime) -> None:
+        """Takes a job as far as it goes for now. Raises NotLeader, ClusterError, OSError and the database's errors."""
+        collected: Collected | None = None
+        for _ in range(_ACTIONS_A_TURN):
+            async with self._database.reading() as session:
+                job = await operations_load.one(session, job_id)
+            if job is None:
+                return
+            seen = await self._observe(job)
+            actions = decide(job, seen, utcnow(), up_since=up_since, collected=collected, rules=self._rules)
+            try:
+                for action in actions:
+                    # What was collected is of one attempt: it holds until the next action, which settles that one.
+                    collected = await self._do(job, action, seen)
+            except operations.Stale:
+                # Its owner, or its worker, was quicker: decide again.
+                collected = None
+                continue
+            if all(isinstance(action, _PATIENT) for action in actions):
+                return
+
+    async def idle(self, job: Job, up_since: datetime) -> bool:
+        """Whether there is nothing to do about the job as it was loaded."""
+        if watched(job):
+            seen = await self._observe(job)
+            return not decide(job, seen, utcnow(), up_since=up_since, rules=self._rules)
+        return not decide(job, None, utcnow(), up_since=up_since, rules=self._rules)
+
+    async def sweep(self) -> bool:
+        """Stops and removes every attempt of ours that is not a current one. Gives whether any is left."""
+        # Names first: what is begun after this is current when it is looked up below.
+        async with self._call():
+            names = await self._cluster.names()
+        async with self._database.reading() as session:
+            strays = names - await operations_load.current_names(session)
+        left = False
+        for name in strays:
+            try:
+                async with self._call():
+                    if (await self._cluster.observe(name)).alive:
+                        log.warning("%s is not a current attempt: it is stopped", name)
+                        await self._cluster.stop(name, self._rules.short_grace)
+                        left = True
+                    else:
+                        await self._cluster.remove(name)
+            except (ClusterError, TimeoutError) as error:
+                log.warning("%s could not be removed: %s", name, error)
+                left = True
+        return left
+
+    async def _observe(self, job: Job) -> Observation | None:
+        if not watched(job) or job.attempt is None:
+            return None
+        try:
+            async with self._call():
+                return await self._cluster.observe(job.attempt.object_name)
+        except (ClusterError, TimeoutError) as error:
+            log.warning("nobody answered for %s: %s", job.attempt.object_name, error)
+            return None
+
+    async def _do(self, job: Job, action: Action, seen: Observation | None) -> Collected | None:
+        match action:
+            case Begin():
+                pass  # only `begin` does this, in turn, so that places are given once
+            case Ensure():
+                await self._ensure(job, _attempt(job))
+            case Stop():
+                await self._stop(job, _attempt(job), action)
+            case Move(phase, reason, message, fresh):
+                async with self._database.transaction() as session:
+                    await operations.move(
+                        session, self._lease, job, phase, utcnow(), reason=reason, message=message, fresh=fresh
+                    )
+            case Collect() if seen is not None:
+                return await collect(
+                    job, seen, database=self._database, lease=self._lease, cluster=self._cluster, store=self._store
+                )
+            case Settle(outcome, notes):
+                async with self._database.transaction() as session:
+                    await operations.settle(session, self._lease, job, outcome, utcnow(), notes=notes)
+            case CleanUp():
+                await self._clean_up(job, _attempt(job))
+            case Prune():
+                await self._prune(job)
+            case Purge():
+                await self._purge(job)
+        return None
+
+    async def _ensure(self, job: Job, attempt: Attempt) -> None:
+        async with self._database.reading() as session:
+            inputs = await operations_load.inputs(session, job.id)
+        order = self._cluster.order(job.id, attempt.number, job.spec, inputs)
+        token = await self._tokens.issue(job.id, attempt.number)
+        try:
+            async with self._call():
+                uid = await self._cluster.ensure(attempt.object_name, order, token)
+        except CannotStart as error:
+            await self._record_stop(job, error.reason, error.message)
+            return
+        async with self._database.transaction() as session:
+            await operations.record_uid(session, self._lease, job, uid)
+
+    async def _stop(self, job: Job, attempt: Attempt, stop: Stop) -> None:
+        if stop.record:
+            await self._record_stop(job, stop.reason, stop.message)
+        async with self._call():
+            await self._cluster.stop(attempt.object_name, stop.grace)
+
+    async def _record_stop(self, job: Job, reason: Reason | None, message: str) -> None:
+        async with self._database.transaction() as session:
+            await operations.stop_attempt(session, self._lease, job, utcnow(), reason=reason, message=message)
+
+    async def _clean_up(self, job: Job, attempt: Attempt) -> None:
+        async with self._call():
+            await self._cluster.remove(attempt.object_name)
+        await asyncio.to_thread(remove_folder, spool_folder(self._store, job.id, attempt.number))
+        async with self._database.transaction() as session:
+            await operations.mark_cleaned(session, self._lease, job)
+
+    async def _prune(self, job: Job) -> None:
+        async with self._database.reading() as session:
+            gone = await operations_checkpoints.prunable(session, job.id, job.spec.checkpoint.keep)
+        # Removed first, then recorded: what is recorded as gone is gone. Newer ones only ever make more of them go.
+        for _, _, path in gone:
+            self._fence()
+            await asyncio.to_thread(remove_folder, self._store / path)
+        async with self._database.transaction() as session:
+            await operations_checkpoints.mark_pruned(
+                session, self._lease, job.id, [(attempt, step) for attempt, step, _ in gone], utcnow()
+            )
+
+    async def _purge(self, job: Job) -> None:
+        async with self._database.reading() as session:
+            kept = await operations_checkpoints.kept_outputs(session, job.id)
+        self._fence()
+        await asyncio.to_thread(remove_job, self._store, job.id, kept)
+        async with self._database.transaction() as session:
+            await operations_checkpoints.forget(session, self._lease, job.id)
+
+    def _fence(self) -> None:
+        if self._leader.left <= 0:
+            raise NotLeader(f"{self._lease.holder} does not lead any more")
+
+    @asynccontextmanager
+    async def _call(self) -> AsyncIterator[None]:
+        """A call to the cluster: not without the lease, and given up before that runs out."""
+        self._fence()
+        async with asyncio.timeout(min(_CALL, self._leader.left)):
+            yield
+
+
+def _attempt(job: Job) -> Attempt:
+    if job.attempt is None:
+        raise operations.Stale(f"{job.id} has no attempt")
+    return job.attempt
