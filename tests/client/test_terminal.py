@@ -1,0 +1,55 @@
+"""How things read."""
+
+import subprocess
+import sys
+
+import pytest
+
+from client.commands.metrics import plot
+from client.commands.watch import sparkline
+from client.records import Point
+from client.terminal import duration, size
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59, "59 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2 h"), (864000, "10 d")],
+)
+def test_durations_have_the_largest_unit_that_says_enough(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (135_000_000, "135 MB")])
+def test_sizes_read_easily(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+def test_a_sparkline_goes_from_the_lowest_to_the_highest() -> None:
+    assert sparkline([1, 2, 3, 4, 5, 6, 7, 8], 8) == "▁▂▃▄▅▆▇█"
+    assert sparkline([8.0] * 100 + [1.0] * 100, 4) == "██▁▁"
+    assert sparkline([3.0, 3.0], 8) == "▁▁"
+    assert sparkline([3.0], 8) == ""
+
+
+def test_a_plot_has_its_name_its_size_and_its_newest_value() -> None:
+    points = [
+        Point.model_validate(
+            {"name": "train/loss", "step": n, "value": 4 - n / 10, "attempt": 1, "at": "2026-01-01T00:00:00Z", "id": n}
+        )
+        for n in range(1, 31)
+    ]
+    lines = plot("train/loss", points, 72, 12).splitlines()
+    assert len(lines) == 12
+    assert max(map(len, lines)) <= 72
+    assert "train/loss" in lines[0]
+    assert "last 1 at 30" in lines[0]
+    assert "\x1b" not in "".join(lines)
+
+
+def test_the_command_line_imports_nothing_heavy() -> None:
+    heavy = "torch transformers deepspeed fastapi sqlalchemy"
+    code = f"import client.cli, sys; sys.exit(' '.join(m for m in {heavy.split()!r} if m in sys.modules) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
