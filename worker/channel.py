@@ -35,8 +35,9 @@ class Channel:
         self.rank = rank
         self._line = line
         self._stop: Stop | None = None
-        self._told = threading.Event()
+        self._answered = threading.Event()
         self._started = False
+        self._asked_to_stop = threading.Event()
         self._gathered: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
         self._outgoing: queue.SimpleQueue[dict[str, Any] | threading.Event] = queue.SimpleQueue()
         self._progress: dict[str, Any] = {}
@@ -59,9 +60,13 @@ class Channel:
         """
         return self._stop
 
+    def wait_for_stop(self, seconds: float | None) -> bool:
+        """Waits for a wish to stop, `seconds` at most; None: for ever. Gives whether there is one."""
+        return self._asked_to_stop.wait(seconds)
+
     def wait_for_start(self) -> None:
         """Returns once the control plane has accepted this attempt: nothing may be touched before. Raises Stopped."""
-        self._told.wait()
+        self._answered.wait()
         if not self._started:
             raise Stopped("stopped before it began")
 
@@ -76,7 +81,9 @@ class Channel:
         metrics: dict[str, float] | None = None,
         mark: bool = True,
     ) -> None:
-        """Tells how far the attempt is; what is left out stays as it was. Only rank 0 reports.
+        """Tells how far the attempt is; what is left out stays as it was.
+
+        All ranks may call it: only rank 0's word is passed on, the others' goes into their logs.
 
         `tokens` counts from the job's first step, and is not an increment. `metrics` are points at `step`, by the names
         of `worker.contract.metrics`; values that are no finite number are left out. `mark=False` says that this is no
@@ -142,6 +149,8 @@ class Channel:
             if message["kind"] == "report":
                 message["metrics"] = {n: float(v) for n, v in message["metrics"].items() if math.isfinite(v)}
             self._log(message)
+            if message["kind"] == "report" and self.rank != 0:
+                continue
             # A launcher that is gone is the reader's affair.
             with contextlib.suppress(OSError):
                 self._line.sendall(json.dumps(message).encode() + b"\n")
@@ -157,11 +166,12 @@ class Channel:
     def _hear(self, message: dict[str, Any]) -> None:
         if message.get("start"):
             self._started = True
-            self._told.set()
+            self._answered.set()
         # What was asked for is never taken back, but a wish to save may become one to discard.
         if (stop := message.get("stop")) is not None and self._stop != "discard":
             self._stop = stop
-            self._told.set()
+            self._asked_to_stop.set()
+            self._answered.set()
         if "gathered" in message:
             self._gathered.put(message["gathered"])
 

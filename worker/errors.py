@@ -6,7 +6,7 @@ from worker.contract.protocol import Exit
 
 
 class WorkerFailure(Exception):
-    """An end with a name: `exit` is the process's code, `reason` one CamelCase word, `message` a sentence on what to do."""
+    """An end with a name: `exit` is the process's code, `reason` one CamelCase word, `message` what to do."""
 
     exit = Exit.FAILED
     reason = "WorkerError"

@@ -1,0 +1,254 @@
+"""The launcher: one process for all ranks of one machine. It starts them, hands signals on, waits, and tells the end.
+
+Its main thread sleeps until a rank, a signal or the reporter has something for it. It imports no torch.
+"""
+
+import queue
+import selectors
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from worker.channel import Stop
+from worker.context import store_path
+from worker.contract.order import Order
+from worker.contract.protocol import Exit, Finish, Termination
+from worker.errors import BadSpec
+from worker.outbox import Outbox
+from worker.outcome import Outcome, judge
+from worker.ranks import Rank, spawn
+from worker.reporter import DRAIN, Heard, Reporter, Word
+from worker.termination import TerminationFile
+from worker.wakeup import Wakeup
+
+# Seconds that a SIGTERM waits to hear whether the owner wants a checkpoint at all.
+ASK_WITHIN = 2.0
+# Seconds that ranks have to end by themselves after one of them failed.
+AFTER_FAILURE = 3.0
+# What of the grace is kept for the last reports: a share of it, and at most these seconds.
+_KEPT_SHARE, _KEPT_SECONDS = 0.2, 5.0
+
+
+def launch(order: Order, order_file: Path, lock_fd: int | None) -> int:
+    """Runs an attempt to its end, writes its termination message, and gives the exit code."""
+    outbox = Outbox()
+    termination = TerminationFile(Path(order.termination_file))
+    undelivered = 0
+    try:
+        launcher = Launcher(order, order_file, lock_fd, outbox, termination)
+        outcome = launcher.run()
+        if outcome is None:
+            # This attempt was over before it began: nothing of it may be touched, its own folder least of all.
+            return Exit.FAILED
+        undelivered = launcher.deliver(outcome.finish)
+    except BadSpec as failure:
+        outcome = _failed(Exit.BAD_SPEC, failure.reason, failure.message)
+    except Exception:
+        traceback.print_exc()
+        outcome = _failed(Exit.FAILED, "WorkerError", f"the launcher itself failed:\n{traceback.format_exc()[-4000:]}")
+    said = outcome.finish.model_dump()
+    termination.write(Termination(**said, exit_code=outcome.exit, step=outbox.step, undelivered=undelivered))
+    _log(f"ended with {outcome.exit}: {outcome.finish.reason} {outcome.finish.message}")
+    return outcome.exit
+
+
+class Launcher:
+    """One attempt, from its first report until its ranks have ended and its reports are delivered."""
+
+    def __init__(
+        self, order: Order, order_file: Path, lock_fd: int | None, outbox: Outbox, termination: TerminationFile
+    ):
+        """Starts the ranks, which wait. Raises BadSpec for a store that cannot be reached, OSError."""
+        self._order = order
+        self._outbox = outbox
+        self._termination = termination
+        self._heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()
+        self._signalled = False
+        self._asked_at: float | None = None
+        """When a signal asked for the end, by the monotonic clock."""
+        self._stop: Stop | None = None
+        self._stopping = "stopped when asked"
+        self._kill_at: float | None = None
+        self._grace_ends_at: float | None = None
+        self._gathered: dict[int, Any] = {}
+        self._over = False
+        self._refused: str | None = None
+        self._reporter = Reporter(order, outbox, store_path(order.store) / order.folder / "spool", self._tell)
+        self._selector = selectors.DefaultSelector()
+        self._wakeup = Wakeup()
+        self._selector.register(self._wakeup, selectors.EVENT_READ, None)
+        self._wakeup.listen({signal.SIGTERM: self._asked, signal.SIGINT: self._asked})
+        self._ranks = spawn(order, order_file, lock_fd)
+        for rank in self._ranks:
+            self._selector.register(rank.line, selectors.EVENT_READ, rank)
+        _log(f"attempt {order.attempt} of {order.job}: {len(self._ranks)} ranks")
+
+    def run(self) -> Outcome | None:
+        """Runs until all ranks have ended. None: the attempt was over before it was accepted."""
+        self._reporter.start()
+        try:
+            while any(rank.end is None for rank in self._ranks):
+                self._turn()
+        finally:
+            # Also when the launcher itself is at fault: no rank goes on without it.
+            self._kill()
+        if self._over:
+            message = "the control plane says that this attempt is over"
+            return _stopped(message) if self._reporter.accepted else None
+        if self._refused is not None:
+            return _failed(Exit.FAILED, "WorkerError", f"the control plane refused this attempt: {self._refused}")
+        ends = [rank.end for rank in self._ranks if rank.end is not None]
+        return judge(ends, self._ranks[0].outputs, self._stopping if self._stop is not None else None)
+
+    def deliver(self, finish: Finish) -> int:
+        """Sends what is left and the last word, within a minute or what is left of the grace. Gives what could not be.
+
+        The reports that are not delivered stay in the spool, for the operator to read.
+        """
+        if not self._over and self._reporter.accepted:
+            self._outbox.stopping()
+            self._reporter.close(finish, self._drain_within())
+        return self._reporter.undelivered
+
+    def _turn(self) -> None:
+        """Sleeps until something happens or a deadline passes, and answers it."""
+        for key, _ in self._selector.select(self._until_next_deadline()):
+            if key.data is None:
+                self._wakeup.clear()
+            else:
+                self._hear_rank(key.data)
+        if self._signalled and self._asked_at is None:
+            self._hear_signal()
+        while not self._heard.empty():
+            self._hear_control(self._heard.get())
+        for rank in self._ranks:
+            if rank.end is None and rank.ended():
+                # Everything it said before its end is in the socket by now.
+                self._hear_rank(rank)
+                self._hear_end(rank)
+        now = time.monotonic()
+        if self._asked_at is not None and self._stop is None and now >= self._asked_at + ASK_WITHIN:
+            self._ask_to_stop("save")
+        if self._kill_at is not None and now >= self._kill_at:
+            self._kill_at = None
+            self._stopping = f"not done within the grace of {self._order.spec.checkpoint.grace:g} s"
+            self._kill()
+
+    def _hear_rank(self, rank: Rank) -> None:
+        for message in rank.messages():
+            if message["kind"] == "gather":
+                self._gathered[rank.number] = message["value"]
+                if len(self._gathered) == len(self._ranks):
+                    self._say({"gathered": [self._gathered[number] for number in range(len(self._ranks))]})
+                    self._gathered = {}
+            else:
+                self._outbox.hear(message)
+        if rank.hung_up and rank.line in self._selector.get_map():
+            # Its process is as good as gone; to wait for its end on this line would be to spin.
+            self._selector.unregister(rank.line)
+
+    def _hear_end(self, rank: Rank) -> None:
+        """A rank that ended otherwise than well takes the others with it, after a moment to say why."""
+        end = rank.settle()
+        if not end.well:
+            _log(f"rank {rank.number} ended with {end.code}")
+            self._limit(time.monotonic() + AFTER_FAILURE)
+
+    def _hear_signal(self) -> None:
+        self._asked_at = time.monotonic()
+        _log("asked to stop by a signal")
+        if self._reporter.accepted:
+            self._begin_grace()
+            self._reporter.nudge()
+        else:
+            self._ask_to_stop("discard")
+
+    def _hear_control(self, heard: Heard) -> None:
+        match heard.word:
+            case Word.ACCEPTED:
+                self._termination.reserve()
+                self._say({"start": True})
+            case Word.REFUSED:
+                self._refused = heard.why
+                self._kill()
+            case Word.OVER:
+                _log(f"this attempt is over: {heard.why}")
+                self._over = True
+                self._kill()
+            case Word.WISH if heard.desired == "cancel":
+                self._ask_to_stop("discard")
+            case Word.WISH if heard.desired == "pause":
+                self._ask_to_stop("save")
+            case Word.WISH if self._asked_at is not None and heard.asked_at >= self._asked_at:
+                # Whoever sent the signal, it was not the owner: keep what there is.
+                self._ask_to_stop("save")
+
+    def _ask_to_stop(self, stop: Stop) -> None:
+        """Asks all ranks to stop. A wish to save may still become one to discard, and no wish is taken back."""
+        if self._stop in (stop, "discard"):
+            return
+        self._stop = stop
+        self._begin_grace()
+        self._outbox.stopping()
+        self._reporter.nudge()
+        _log(f"the ranks are asked to stop: {stop}")
+        if self._outbox.begun:
+            self._say({"stop": stop})
+        else:
+            # No step was made: there is nothing to save, and a load cut short leaves nothing half-written.
+            self._stopping = "stopped before its first step"
+            self._kill()
+
+    def _begin_grace(self) -> None:
+        if self._grace_ends_at is None:
+            grace = self._order.spec.checkpoint.grace
+            self._grace_ends_at = time.monotonic() + grace
+            self._limit(self._grace_ends_at - min(_KEPT_SHARE * grace, _KEPT_SECONDS))
+
+    def _limit(self, at: float) -> None:
+        self._kill_at = at if self._kill_at is None else min(self._kill_at, at)
+
+    def _drain_within(self) -> float:
+        """Seconds that the last reports may take: after the grace, this process is killed too."""
+        if self._grace_ends_at is None:
+            return DRAIN
+        return max(0.0, min(DRAIN, self._grace_ends_at - time.monotonic()))
+
+    def _until_next_deadline(self) -> float | None:
+        deadlines = [self._kill_at] if self._kill_at is not None else []
+        if self._asked_at is not None and self._stop is None:
+            deadlines.append(self._asked_at + ASK_WITHIN)
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def _say(self, message: dict[str, Any]) -> None:
+        for rank in self._ranks:
+            rank.send(message)
+
+    def _kill(self) -> None:
+        for rank in self._ranks:
+            rank.kill()
+
+    def _tell(self, heard: Heard) -> None:
+        """Called by the reporter's thread."""
+        self._heard.put(heard)
+        self._wakeup.wake()
+
+    def _asked(self) -> None:
+        """Called by a signal's handler, in the midst of anything; a second signal changes nothing."""
+        self._signalled = True
+
+
+def _failed(exit_code: int, reason: str, message: str) -> Outcome:
+    return Outcome(exit_code, Finish(outcome="failed", reason=reason, message=message))
+
+
+def _stopped(message: str) -> Outcome:
+    return Outcome(Exit.STOPPED, Finish(outcome="stopped", reason="Stopped", message=message))
+
+
+def _log(sentence: str) -> None:
+    """A line for a person: the cluster keeps the launcher's stderr as `launcher.log`."""
+    print(f"{time.strftime('%H:%M:%S')} {sentence}", file=sys.stderr, flush=True)

@@ -1,0 +1,105 @@
+"""What the ranks have said and no report has carried yet: many messages are merged into one report."""
+
+import contextlib
+import threading
+from datetime import UTC, datetime
+from typing import Any
+
+from worker.contract.protocol import Activity, Checkpoint, Event, Level, Metric, Progress, Report, metrics_at
+
+# A report stays well below a megabyte: longer news goes into several.
+METRICS_A_REPORT = 1000
+EVENTS_A_REPORT = 50
+CHECKPOINTS_A_REPORT = 50
+
+
+class Outbox:
+    """Filled by the launcher's main thread, emptied by the reporter's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._activity: Activity = "loading"
+        self._begun = False
+        self._progress: dict[str, Any] = {}
+        self._mark = 0
+        self._seq = 0
+        self._resumed_from: int | None = None
+        self._metrics: list[Metric] = []
+        self._events: list[Event] = []
+        self._checkpoints: list[Checkpoint] = []
+
+    @property
+    def begun(self) -> bool:
+        """Whether the ranks have gone beyond loading: from then on there may be something to save."""
+        return self._begun
+
+    @property
+    def step(self) -> int | None:
+        """The last step heard of."""
+        return self._progress.get("step")
+
+    def hear(self, message: dict[str, Any]) -> None:
+        """Takes a rank's message of the kinds report, event, checkpoint and resumed. Others are passed over."""
+        with self._lock:
+            match message["kind"]:
+                case "report":
+                    self._hear_report(message)
+                case "event":
+                    self._events.append(Event.model_validate(message["event"]))
+                case "checkpoint":
+                    self._checkpoints.append(Checkpoint.model_validate(message["checkpoint"]))
+                    self._mark += 1
+                case "resumed":
+                    self._resumed_from = message["step"]
+                    self._progress["step"] = message["step"]
+                    self._mark += 1
+
+    def event(self, type: str, message: str, level: Level = "info") -> None:
+        """Takes an event of the launcher's own."""
+        with self._lock:
+            self._events.append(Event(type=type, message=message[:8192], level=level, at=datetime.now(UTC)))
+
+    def stopping(self) -> None:
+        """The attempt is ending: that is what it does, unless a rank says that it saves."""
+        with self._lock:
+            self._activity = "stopping"
+
+    def pending(self) -> bool:
+        """Whether there is news that no report has carried."""
+        with self._lock:
+            return bool(self._metrics or self._events or self._checkpoints)
+
+    def cut(self) -> Report:
+        """The next report, with the oldest news first; each has a higher `seq`."""
+        with self._lock:
+            self._seq += 1
+            report = Report(
+                seq=self._seq,
+                activity=self._activity,
+                progress=Progress(**self._progress, mark=self._mark),
+                resumed_from=self._resumed_from,
+                metrics=self._metrics[:METRICS_A_REPORT],
+                events=self._events[:EVENTS_A_REPORT],
+                checkpoints=self._checkpoints[:CHECKPOINTS_A_REPORT],
+            )
+            del self._metrics[:METRICS_A_REPORT]
+            del self._events[:EVENTS_A_REPORT]
+            del self._checkpoints[:CHECKPOINTS_A_REPORT]
+            return report
+
+    def _hear_report(self, message: dict[str, Any]) -> None:
+        # While the attempt is being ended, only saving is news.
+        activity = message.get("activity", self._activity)
+        self._begun = self._begun or activity != "loading"
+        if self._activity != "stopping" or activity == "saving":
+            self._activity = activity
+        for name in ("step", "steps", "tokens", "tokens_per_second"):
+            if name in message:
+                self._progress[name] = message[name]
+        if message["mark"]:
+            self._mark += 1
+        if message["metrics"]:
+            at = datetime.fromtimestamp(message["at"], UTC)
+            # A name or step that is no metric's is a fault of the stage, and must not end the launcher.
+            with contextlib.suppress(ValueError):
+                self._metrics += metrics_at(self._progress.get("step", 0), message["metrics"], at)

@@ -1,0 +1,214 @@
+"""The thread that talks to the control plane: a report every few seconds, a spool while nobody answers.
+
+It never makes the training wait. What it hears, it hands to the launcher.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+
+from worker.contract.order import Order
+from worker.contract.protocol import Answer, Desired, Finish, Report
+from worker.control import Control, Reply, Verdict
+from worker.outbox import Outbox
+from worker.spool import Spool
+
+# Seconds between two reports: the heartbeat.
+HEARTBEAT = 2.0
+# Seconds that the reports still waiting at the end may take.
+DRAIN = 60.0
+_LONGEST_WAIT = 2.0
+_SET_ASIDE_AT_MOST = 20
+
+
+class Word(Enum):
+    """What the control plane said about the attempt as a whole."""
+
+    ACCEPTED = auto()
+    """The first report was answered: this is the job's live attempt."""
+    REFUSED = auto()
+    """It was never accepted, and never will be."""
+    OVER = auto()
+    """The attempt is over: it must stop at once and save nothing."""
+    WISH = auto()
+    """What the owner wants, as of a report sent at `asked_at`."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One thing heard from the control plane."""
+
+    word: Word
+    desired: Desired = "run"
+    asked_at: float = 0.0
+    """By the monotonic clock, when the report that this answers was sent."""
+    why: str = ""
+
+
+class Reporter(threading.Thread):
+    """Sends what is in the outbox until it is closed; `tell` is called from this thread."""
+
+    def __init__(self, order: Order, outbox: Outbox, spool_folder: Path, tell: Callable[[Heard], None]):
+        super().__init__(name="reporter", daemon=True)
+        self._control = Control(Path(order.control_url_file), Path(order.token_file))
+        self._outbox = outbox
+        self._spool = Spool(spool_folder)
+        self._aside = spool_folder / "refused"
+        self._tell = tell
+        self._due = threading.Event()
+        self._closed = threading.Event()
+        self._finish: Finish | None = None
+        self._deadline = 0.0
+        self._refused = 0
+        self._thinned_told = False
+        self._over = False
+        self.accepted = False
+        """Whether any report was accepted: before that, nothing is written anywhere."""
+
+    @property
+    def undelivered(self) -> int:
+        """Reports that are still in the spool."""
+        return len(self._spool)
+
+    def nudge(self) -> None:
+        """Sends a report at once."""
+        self._due.set()
+
+    def close(self, finish: Finish | None, within: float) -> None:
+        """Sends what is left and then `finish`, in `within` seconds at most; returns when that is done or given up."""
+        self._finish = finish
+        self._deadline = time.monotonic() + within
+        self._closed.set()
+        self._due.set()
+        # A call in flight may last a time-out longer than the deadline.
+        self.join(within + self._control.longest_call)
+
+    def run(self) -> None:
+        """The thread's life: the first report until it is answered, then one every heartbeat, then the rest."""
+        if not self._first():
+            return
+        while not self._closed.is_set() and not self._over:
+            self._due.wait(HEARTBEAT)
+            self._due.clear()
+            self._report()
+        if not self._over:
+            self._drain()
+
+    def _first(self) -> bool:
+        """Sends the first report until it is answered; gives whether it was accepted. It touches nothing."""
+        report, wait = self._outbox.cut(), 0.1
+        while not self._closed.is_set():
+            asked_at = time.monotonic()
+            reply = self._control.report(report)
+            match reply.verdict:
+                case Verdict.ACCEPTED:
+                    self.accepted = True
+                    self._tell(Heard(Word.ACCEPTED))
+                    self._tell(_wish(reply, asked_at))
+                    return True
+                case Verdict.OVER:
+                    self._tell(Heard(Word.OVER, why=reply.message))
+                    return False
+                case Verdict.FORBIDDEN:
+                    self._tell(Heard(Word.REFUSED, why=reply.message))
+                    return False
+                case Verdict.MALFORMED:
+                    self._complain(report, reply)
+                    report = self._outbox.cut()
+                    wait = _LONGEST_WAIT
+            self._closed.wait(wait)
+            wait = min(wait * 2, _LONGEST_WAIT)
+        return False
+
+    def _report(self) -> None:
+        """Sends the news there is; with none, an empty report as a sign of life."""
+        self._spool.settle()
+        while not self._over:
+            report = self._outbox.cut()
+            if len(self._spool) or not self._send(report):
+                self._keep(report)
+            if not self._outbox.pending():
+                break
+        self._deliver()
+
+    def _keep(self, report: Report) -> None:
+        """Spools a report, unless it says nothing that a later one does not."""
+        if report.metrics or report.events or report.checkpoints:
+            self._spool.add(report)
+        if self._spool.thinned and not self._thinned_told:
+            self._thinned_told = True
+            self._outbox.event(
+                "MetricsThinned", "the control plane is away for long: curves lose every second point", "warning"
+            )
+
+    def _deliver(self) -> bool:
+        """Sends what is in the spool, oldest first, until one finds no answer. Gives whether all is sent."""
+        while not self._over and (report := self._spool.oldest()) is not None:
+            if self._deadline and time.monotonic() > self._deadline:
+                return False
+            if not self._send(report):
+                return False
+            self._spool.remove(report.seq)
+        if self._spool.lost:
+            self._outbox.event("ReportsLost", f"{self._spool.lost} spooled reports could not be read again", "warning")
+            self._spool.lost = 0
+        return True
+
+    def _send(self, report: Report) -> bool:
+        """Sends one report. Gives whether it is done with: accepted, or one that never will be."""
+        asked_at = time.monotonic()
+        reply = self._control.report(report)
+        match reply.verdict:
+            case Verdict.ACCEPTED:
+                self._tell(_wish(reply, asked_at))
+                return True
+            case Verdict.MALFORMED:
+                self._complain(report, reply)
+                return True
+            case Verdict.OVER:
+                self._over = True
+                self._tell(Heard(Word.OVER, why=reply.message))
+        return False
+
+    def _complain(self, report: Report, reply: Reply) -> None:
+        """Sets a refused report aside and says so, a limited number of times."""
+        self._refused += 1
+        content = f"{len(report.metrics)} points, {len(report.events)} events, {len(report.checkpoints)} checkpoints"
+        sentence = f"report {report.seq} ({content}) was refused: {reply.message}"
+        print(sentence, file=sys.stderr, flush=True)
+        if self._refused > _SET_ASIDE_AT_MOST:
+            return
+        self._outbox.event("ReportRefused", sentence, "error")
+        if self.accepted:
+            try:
+                self._aside.mkdir(parents=True, exist_ok=True)
+                (self._aside / f"{report.seq:012d}.json").write_text(report.model_dump_json())
+            except OSError as error:
+                print(f"it could not be set aside: {error}", file=sys.stderr, flush=True)
+
+    def _drain(self) -> None:
+        """Sends the rest and the Finish until the deadline; what is left stays in the spool."""
+        self._report()
+        wait = 0.1
+        while not self._over and not (self._deliver() and self._said_finish()):
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                break
+            time.sleep(min(wait, left))
+            wait = min(wait * 2, _LONGEST_WAIT)
+        self._spool.settle()
+
+    def _said_finish(self) -> bool:
+        if self._finish is None:
+            return True
+        # What the control plane will not take, it will not take later either: the cluster tells it the end.
+        return self._control.finish(self._finish).verdict is not Verdict.AWAY
+
+
+def _wish(reply: Reply, asked_at: float) -> Heard:
+    answer = reply.answer or Answer()
+    return Heard(Word.WISH, desired=answer.desired, asked_at=asked_at)
