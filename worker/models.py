@@ -59,7 +59,7 @@ def load(spec: JobSpec, inputs: dict[str, Input], store: Path) -> Loaded:
         name = "the model from scratch"
         tokenizer = _tokenizer_of(stage.model, inputs, store)
         _separate_padding(tokenizer, name, notes)
-        model = from_scratch(stage.model, tokenizer, seed=stage.seed, max_length=stage.max_length).to(dtype)
+        model = from_scratch(stage.model, tokenizer, seed=stage.seed, dtype=dtype)
     else:
         name = stage.model
         source, revision = located(inputs["stage.model"], store, notes)

@@ -15,11 +15,11 @@ _PATH = "stage.model.config"
 
 
 def from_scratch(
-    scratch: Scratch, tokenizer: PreTrainedTokenizerBase, *, seed: int, max_length: int
+    scratch: Scratch, tokenizer: PreTrainedTokenizerBase, *, seed: int, dtype: torch.dtype
 ) -> PreTrainedModel:
-    """A model in fp32, its weights drawn from `seed` alone. Raises BadSpec for a configuration that makes no model.
+    """A model of `dtype`, its weights drawn from `seed` alone, in fp32.
 
-    The vocabulary and the special tokens are the tokenizer's. The random state outside is left as it was.
+    Raises BadSpec for a configuration that makes no model. The vocabulary and the special tokens are the tokenizer's. The random state outside is left as it was.
     """
     config = _config(dict(scratch.config), tokenizer)
     with torch.random.fork_rng(devices=[]):
@@ -29,6 +29,9 @@ def from_scratch(
         except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
             raise BadSpec(f"{_PATH}: makes no model: {error}") from None
     assert isinstance(model, PreTrainedModel)
+    # Buffers stay as they are, as when a model is loaded: a rotary embedding's frequencies need all their digits.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
     return model
 
 

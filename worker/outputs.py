@@ -1,0 +1,142 @@
+"""What a job hands over: the model as others load it, the adapter alone beside it, and where both came from."""
+
+import copy
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from worker import checkpoint
+from worker.context import Context
+from worker.contract.order import Order
+from worker.contract.protocol import Output
+from worker.dialogue import turn_end
+from worker.models import Loaded
+
+LINEAGE = "lineage.json"
+_VERSIONS_OF = ("rlhf-operator", "torch", "transformers", "peft", "deepspeed", "safetensors")
+
+
+def save_outputs(context: Context, loaded: Loaded, state: dict[str, Tensor], step: int) -> list[Output]:
+    """Seals `model`, and with LoRA `adapter`, in the attempt's outputs; only one rank calls it. Raises OSError.
+
+    `state` is the whole model's weights by the names of `loaded.model.state_dict()`; tied weights are one tensor.
+
+    The model gives the logits that it gave in training: weights are saved in the precision that they were trained in.
+    With LoRA it is merged, in fp32 whatever the precision of training (a bf16 sum would round most of what was learnt
+    away), and its logits are those of the base with its adapters to the rounding of a sum taken in another order.
+    """
+    outputs = []
+    final = context.outputs / "model"
+    folder = checkpoint.temporary_for(final)
+    write_model(loaded, state, folder)
+    outputs.append(_sealed(context, "model", folder, final, step))
+    if isinstance(loaded.model, PeftModel):
+        final = context.outputs / "adapter"
+        folder = checkpoint.temporary_for(final)
+        _write_adapter(loaded.model, state, context.order, folder)
+        loaded.tokenizer.save_pretrained(folder)
+        outputs.append(_sealed(context, "adapter", folder, final, step))
+    return outputs
+
+
+def _sealed(context: Context, kind: str, folder: Path, final: Path, step: int) -> Output:
+    (folder / LINEAGE).write_text(json.dumps(lineage(context.order, step), indent=1, sort_keys=True) + "\n")
+    manifest = checkpoint.seal(folder, final)
+    return Output.model_validate(
+        {"kind": kind, "path": context.relative(final), "bytes": manifest.total_bytes, "sha256": manifest.sha256}
+    )
+
+
+def lineage(order: Order, step: int) -> dict[str, object]:
+    """Where an output came from: the job, what it read (with hashes), its spec, and the versions that made it."""
+    read = {
+        path: {"reference": source.reference, "kind": source.kind, "sha256": source.sha256}
+        for path, source in order.inputs.items()
+    }
+    return {
+        "job": order.job,
+        "attempt": order.attempt,
+        "step": step,
+        "inputs": read,
+        "spec": order.spec.model_dump(mode="json"),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _VERSIONS_OF},
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def write_model(loaded: Loaded, state: dict[str, Tensor], folder: Path) -> None:
+    """A folder for `AutoModelForCausalLM` and `AutoTokenizer`: weights, configurations, tokenizer, chat template."""
+    if isinstance(loaded.model, PeftModel):
+        model = _merged(loaded.model, state)
+        state = model.state_dict()
+    else:
+        assert isinstance(loaded.model, PreTrainedModel)
+        model = loaded.model
+    generation = model.generation_config
+    if generation is not None:
+        model.generation_config = _ends_at(generation, turn_end(loaded.tokenizer))
+    try:
+        # Given all names at once, it leaves out those that are tied to others.
+        model.save_pretrained(folder, state_dict=dict(state))
+    finally:
+        model.generation_config = generation
+    loaded.tokenizer.save_pretrained(folder)
+
+
+def _merged(model: PeftModel, state: dict[str, Tensor]) -> PreTrainedModel:
+    """The base model with the adapters added to its weights, in fp32, beside the live one, which stays as it is.
+
+    The live model's weights may be spread over the ranks; so another is made around the gathered ones, without
+    memory of its own.
+    """
+    base = model.get_base_model()
+    assert isinstance(base, PreTrainedModel)
+    adapters = copy.copy(model.peft_config["default"])
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(copy.deepcopy(base.config), dtype=torch.float32)
+        wrapped = get_peft_model(empty, adapters)
+    whole: dict[int, Tensor] = {}  # by its memory: a tied weight is converted once, and stays one tensor
+    for name, tensor in state.items():
+        # What an adapter is added to changes in place, and `state` is the caller's.
+        fresh = torch.float32 if tensor.is_floating_point() else tensor.dtype
+        whole.setdefault(tensor.data_ptr(), tensor.to(fresh, copy=".base_layer." in name))
+    wrapped.load_state_dict({name: whole[tensor.data_ptr()] for name, tensor in state.items()}, assign=True)
+    wrapped.tie_weights()
+    merged = wrapped.merge_and_unload()
+    assert isinstance(merged, PreTrainedModel)
+    merged.generation_config = copy.deepcopy(base.generation_config)
+    return merged
+
+
+def _write_adapter(model: PeftModel, state: dict[str, Tensor], order: Order, folder: Path) -> None:
+    """peft's own form, for `PeftModel.from_pretrained`."""
+    weights = get_peft_model_state_dict(model, state_dict=dict(state), save_embedding_layers=False)
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "adapter_model.safetensors")
+    config = copy.copy(model.peft_config["default"])
+    config.inference_mode = True
+    config.base_model_name_or_path = order.inputs["stage.model"].reference
+    config.save_pretrained(str(folder))
+
+
+def _ends_at(generation: GenerationConfig, end: int | None) -> GenerationConfig:
+    """The same settings, and an answer also ends where the chat template ends a turn."""
+    known = generation.eos_token_id
+    ends = [] if known is None else [known] if isinstance(known, int) else list(known)
+    if end is None or end in ends:
+        return generation
+    changed = copy.deepcopy(generation)
+    changed.eos_token_id = [*ends, end]
+    return changed
