@@ -91,7 +91,7 @@ class Jobs:
         return self._wish(job, "retry")
 
     def clone(self, job: str, changes: dict[str, Any] | None = None, *, key: str | None = None) -> Job:
-        """A new job with the same spec, `changes` merged into it. Raises Problem."""
+        """A new job with the same spec but for `changes`, a merge patch (RFC 7396): None takes a field out."""
         return Job.model_validate(self._post(f"/v1/jobs/{job}/clone", changes or {}, key))
 
     def change(
@@ -127,13 +127,15 @@ class Jobs:
 
     def metrics(self, job: str, *, name: str | None = None, superseded: bool = False, after: Any = None) -> list[Point]:
         """Points in the order of their arrival; those that a later attempt took again only if `superseded`."""
-        pages = self._transport.pages(f"/v1/jobs/{job}/metrics", name=name, after=after, page=1000)
-        points = (Point.model_validate(p) for p in pages)
-        return [p for p in points if superseded or not p.superseded]
+        path, wanted = f"/v1/jobs/{job}/metrics", "true" if superseded else None
+        pages = self._transport.pages(path, name=name, after=after, superseded=wanted, page=1000)
+        return [Point.model_validate(p) for p in pages]
 
-    def logs(self, job: str, *, rank: int | None = None, attempt: int | None = None) -> list[LogLine]:
-        """What is kept of each rank's log, in order of rank."""
-        answer = self._transport.get(f"/v1/jobs/{job}/logs", rank=rank, attempt=attempt)
+    def logs(
+        self, job: str, *, rank: int | None = None, attempt: int | None = None, tail: int | None = None
+    ) -> list[LogLine]:
+        """The last MiB of each rank's log, or its last `tail` lines, in order of rank."""
+        answer = self._transport.get(f"/v1/jobs/{job}/logs", rank=rank, attempt=attempt, tail=tail)
         return [LogLine.model_validate(line) for line in answer["data"]]
 
     def follow_events(self, job: str, *, after: int = 0) -> Iterator[Event]:
@@ -179,7 +181,6 @@ class Jobs:
             f"/v1/jobs/{job}/{what}/stream",
             params={k: v for k, v in params.items() if v is not None},
             last_id=last_id,
-            over=lambda: self.get(job).final,
         )
 
     def _wish(self, job: str, wish: str) -> Job:

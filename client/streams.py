@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import httpx
 import httpx_sse
 
 from client.problems import Problem, Unreachable
-from client.transport import Transport
+from client.transport import PASSING, Transport
 
 # The server says something at least every 15 s; a connection that is silent for longer is dead.
 SILENCE = 45.0
@@ -32,22 +32,16 @@ def follow(
     *,
     params: dict[str, Any] | None = None,
     last_id: str = "",
-    over: Callable[[], bool] = lambda: False,
     patience: float = 600.0,
 ) -> Iterator[Sent]:
     """All events of a stream, each once and in order, over any number of broken connections.
 
-    A connection that the server closes is opened again with the last id, until `over` (asked whenever the stream has
-    been read to its end) says that no more will come. `patience` is for how many seconds a server may be silent
-    altogether. Raises Problem, Unreachable.
+    The server says `end` when no more will come; a connection that closes without it is opened again, after the last
+    id. `patience` is for how many seconds nobody may answer. Raises Problem, Unreachable.
     """
     silent_since = time.monotonic()
     while True:
-        # Asked before reading: what was written before the end is still in the stream.
-        last_turn = False
-        failure: Unreachable | None = None
         try:
-            last_turn = over()
             for sent in _connection(transport, path, params or {}, last_id):
                 silent_since = time.monotonic()
                 if sent.event == "end":
@@ -55,16 +49,10 @@ def follow(
                 last_id = sent.id or last_id
                 yield sent
             silent_since = time.monotonic()
-        except Unreachable as error:
-            failure = error
-        except Problem as error:
-            if error.status not in (502, 503, 504):
+        except (Unreachable, Problem) as error:
+            refused = isinstance(error, Problem) and error.status not in PASSING
+            if refused or time.monotonic() - silent_since > patience:
                 raise
-            failure = Unreachable(transport.url, error.title)
-        if failure is None and last_turn:
-            return
-        if failure is not None and time.monotonic() - silent_since > patience:
-            raise failure
         time.sleep(_PAUSE)
 
 

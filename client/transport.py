@@ -13,11 +13,11 @@ Answer = TypeVar("Answer")
 Params = dict[str, Any]
 
 # A gateway's word that the server behind it does not answer now.
-_PASSING = frozenset({502, 503, 504})
+PASSING = frozenset({502, 503, 504})
 
 
 def _passing(error: BaseException) -> bool:
-    return isinstance(error, Unreachable) or (isinstance(error, Problem) and error.status in _PASSING)
+    return isinstance(error, Unreachable) or (isinstance(error, Problem) and error.status in PASSING)
 
 
 class Transport:

@@ -199,16 +199,16 @@ def clone(
     server: Server,
     job: JobName,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change the spec; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="PATH=VALUE", help="Change the spec; no value takes a field out; may be repeated."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a new job from a job's spec."""
     original = server.jobs.find(job)
-    if settings:
-        made = server.jobs.create(change(server.jobs.get(original.id).spec, settings))
-    else:
-        made = server.jobs.clone(original.id)
+    made = server.jobs.clone(original.id, change({}, settings or []))
     _answer(made, f"is a clone of {original.id}.", as_json)
 
 

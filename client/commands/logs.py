@@ -22,6 +22,7 @@ def logs(
     follow: Follow = False,
     rank: Annotated[int | None, typer.Option(min=0, help="Only this rank.")] = None,
     attempt: Annotated[int | None, typer.Option(min=1, help="This attempt; absent: the newest.")] = None,
+    tail: Annotated[int | None, typer.Option("--tail", "-n", min=0, help="Only the last lines of each rank.")] = None,
     json_lines: AsJson = False,
 ) -> None:
     """A job's log, by rank."""
@@ -29,7 +30,7 @@ def logs(
     lines = (
         server.jobs.follow_logs(found.id, rank=rank, attempt=attempt)
         if follow
-        else iter(server.jobs.logs(found.id, rank=rank, attempt=attempt))
+        else iter(server.jobs.logs(found.id, rank=rank, attempt=attempt, tail=tail))
     )
     several = found.ranks > 1 and rank is None
     none = True

@@ -1,6 +1,7 @@
 """Models that jobs handed over: list, show, download, and talk to one."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from rich.progress import Progress
 
 from client.api import Client
 from client.commands.options import AsJson, Server
+from client.problems import ApiError
 from client.records import Model
 from client.terminal import age, err, out, pairs, print_json, replace_process, size, table
 from worker.contract import manifest
@@ -80,20 +82,22 @@ def chat(
     server: Server,
     model: ModelName,
     *,
-    prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", "-p", help="Answer this and end; may be repeated.")
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.7,
-    as_json: AsJson = False,
+    once: Annotated[str | None, typer.Option(metavar="QUESTION", help="Answer this and end.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system's turn, before the first.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="For sampling with a temperature.")] = 17,
+    json_lines: AsJson = False,
 ) -> None:
-    """Talk to a finished model on this machine."""
-    found = server.models.find(model)
-    arguments = ["-m", "worker.chat", str(folder_of(server, found))]
-    for text in prompt or []:
-        arguments += ["--prompt", text]
-    arguments += ["--max-tokens", str(max_tokens), "--temperature", str(temperature)]
-    replace_process(arguments + ["--json"] * as_json)
+    """Talk to a finished model on this machine. Without a terminal, each line of the input is a question."""
+    if find_spec("torch") is None:
+        raise ApiError("Talking to a model needs torch here: pip install 'rlhf-operator[worker]'")
+    arguments = ["--max-new-tokens", str(max_new_tokens), "--temperature", str(temperature), "--seed", str(seed)]
+    for option, value in (("--system", system), ("--once", once)):
+        # One word, so that a question may begin with a dash.
+        arguments += [f"{option}={value}"] if value is not None else []
+    folder = folder_of(server, server.models.find(model))
+    replace_process(["-m", "worker.chat", str(folder), *arguments, *["--json"] * json_lines])
 
 
 def folder_of(server: Client, model: Model) -> Path:
