@@ -1,0 +1,433 @@
+"""What the operator does about a job, whatever its cluster and its owner say."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.domain.decide import (
+    Action,
+    Begin,
+    CleanUp,
+    Collect,
+    Collected,
+    Ensure,
+    Move,
+    Prune,
+    Purge,
+    Settle,
+    Stop,
+    decide,
+)
+from api.domain.job import ACTIVE, FINAL, Desired, Job, Phase, Reason
+from api.domain.lifecycle import MOVES, IllegalMove, check
+from api.domain.observation import Observation
+from api.domain.outcome import Backoff, Outcome
+from tests.operator.builders import ALIVE, NOTHING, T0, at, attempt, exited, job, spec
+
+pytestmark = pytest.mark.quick
+
+
+def actions(job: Job, seen: Observation | None = ALIVE, seconds: float = 1.0, **given: Any) -> list[Action]:
+    return decide(job, seen, at(seconds), **{"up_since": T0, **given})
+
+
+def outcome(job: Job, seen: Observation, seconds: float = 1.0, spoilt: str | None = None) -> Outcome:
+    found = actions(replace(job, phase=Phase.FINISHING), seen, seconds, collected=Collected(spoilt))
+    assert len(found) == 1
+    assert isinstance(found[0], Settle)
+    return found[0].outcome
+
+
+def stopping(reason: Reason | None = None, **fields: Any) -> Job:
+    return job(attempt=attempt(accepted_at=T0, stopping_since=T0, stop_reason=reason), **fields)
+
+
+# queued and paused
+
+
+def test_a_queued_job_begins_only_with_a_place() -> None:
+    assert actions(job(Phase.QUEUED), None, place=True) == [Begin()]
+    assert actions(job(Phase.QUEUED), None, place=False) == []
+
+
+def test_a_queued_job_waits_out_its_back_off() -> None:
+    waiting = job(Phase.QUEUED, not_before=at(10))
+    assert actions(waiting, None, 9, place=True) == []
+    assert actions(waiting, None, 10, place=True) == [Begin()]
+
+
+def test_nothing_begins_before_the_last_attempt_is_tidied_away() -> None:
+    assert actions(job(Phase.QUEUED, attempt=attempt()), None, place=True) == [CleanUp()]
+
+
+@pytest.mark.parametrize(
+    ("phase", "desired", "to"),
+    [
+        (Phase.QUEUED, Desired.CANCEL, Phase.CANCELLED),
+        (Phase.QUEUED, Desired.PAUSE, Phase.PAUSED),
+        (Phase.PAUSED, Desired.CANCEL, Phase.CANCELLED),
+        (Phase.PAUSED, Desired.RUN, Phase.QUEUED),
+    ],
+)
+def test_a_job_without_an_attempt_follows_its_owners_wish_at_once(phase: Phase, desired: Desired, to: Phase) -> None:
+    [found] = actions(job(phase, desired=desired), None, place=True)
+    assert isinstance(found, Move)
+    assert found.phase is to
+
+
+def test_retry_sends_a_failed_job_back_with_its_counts_at_zero() -> None:
+    [found] = actions(job(Phase.FAILED, retry_requested=True), None)
+    assert isinstance(found, Move)
+    assert (found.phase, found.fresh) == (Phase.QUEUED, True)
+
+
+def test_a_deleted_job_is_purged_once_its_objects_are_gone() -> None:
+    deleted = job(Phase.SUCCEEDED, deleted=True)
+    assert actions(deleted, None) == [Purge()]
+    assert actions(replace(deleted, attempt=attempt()), None) == [CleanUp()]
+
+
+# starting and running
+
+
+def test_a_starting_job_without_objects_gets_them() -> None:
+    assert actions(job(Phase.STARTING), NOTHING) == [Ensure()]
+
+
+def test_a_starting_job_that_nobody_wants_any_more_gets_no_objects() -> None:
+    for desired in (Desired.PAUSE, Desired.CANCEL):
+        assert actions(job(Phase.STARTING, desired=desired), NOTHING) == [Move(Phase.FINISHING)]
+
+
+def test_a_job_runs_from_its_first_accepted_report_on() -> None:
+    assert actions(job(Phase.STARTING)) == []
+    assert actions(job(Phase.STARTING, attempt=attempt(accepted_at=T0))) == [Move(Phase.RUNNING)]
+
+
+def test_a_start_that_takes_too_long_is_given_up_counted_from_when_we_came_up() -> None:
+    silent = job(Phase.STARTING, spec=spec(limits={"start": "60s"}))
+    assert actions(silent, seconds=60) == []
+    assert actions(silent, seconds=100, up_since=at(50)) == []
+    stop, move = actions(silent, seconds=61)
+    assert isinstance(stop, Stop)
+    assert stop.reason is Reason.UNSCHEDULABLE
+    assert move == Move(Phase.FINISHING)
+
+
+def test_a_pause_leaves_a_job_running_until_its_grace_is_over() -> None:
+    grace = spec(checkpoint={"grace": "60s"})
+    assert actions(job(desired=Desired.PAUSE, spec=grace)) == [Stop(60.0)]
+    asked = stopping(desired=Desired.PAUSE, spec=grace)
+    assert actions(asked, seconds=59) == [Stop(60.0, record=False)]
+    assert Move(Phase.FINISHING) in actions(asked, seconds=60)
+
+
+def test_a_pause_ends_a_start_at_once() -> None:
+    assert actions(job(Phase.STARTING, desired=Desired.PAUSE)) == [Move(Phase.FINISHING)]
+
+
+def test_an_attempt_that_is_over_is_finished() -> None:
+    for seen in (exited(0), exited(None), NOTHING):
+        assert actions(job(), seen) == [Move(Phase.FINISHING)]
+
+
+def test_ranks_without_their_launcher_are_ended() -> None:
+    orphaned = Observation(exists=True, alive=True, orphaned=True)
+    assert actions(job(), orphaned) == [Move(Phase.FINISHING)]
+    assert isinstance(actions(job(Phase.FINISHING), orphaned)[0], Stop)
+
+
+def test_running_time_is_summed_over_attempts_against_the_wall_clock_limit() -> None:
+    limited = job(spec=spec(limits={"wall_clock": "100s"}, checkpoint={"grace": "60s"}), ran_for=90.0)
+    assert actions(limited, seconds=10) == []
+    [stop] = actions(limited, seconds=11)
+    assert isinstance(stop, Stop)
+    assert (stop.reason, stop.grace) == (Reason.DEADLINE_EXCEEDED, 60.0)
+
+
+def test_a_job_without_progress_is_stalled() -> None:
+    quiet = job(spec=spec(limits={"stall": "60s"}))
+    assert actions(quiet, seconds=60) == []
+    stop, move = actions(quiet, seconds=61)
+    assert isinstance(stop, Stop)
+    assert (stop.reason, stop.grace) == (Reason.STALLED, 10.0)
+    assert move == Move(Phase.FINISHING)
+
+
+def test_silence_is_counted_from_when_we_came_up() -> None:
+    quiet = job(spec=spec(limits={"stall": "60s"}))
+    assert actions(quiet, seconds=1000, up_since=at(940)) == []
+    assert actions(quiet, seconds=1001, up_since=at(940)) != []
+
+
+def test_progress_puts_a_stall_off() -> None:
+    moving = job(spec=spec(limits={"stall": "60s"}), attempt=attempt(accepted_at=T0, progressed_at=at(50)))
+    assert actions(moving, seconds=110) == []
+
+
+def test_checkpoints_beyond_keep_are_pruned() -> None:
+    assert actions(job(live_checkpoints=3)) == [Prune()]
+    assert actions(job(live_checkpoints=2)) == []
+
+
+# finishing
+
+
+def test_what_lives_in_finishing_is_stopped_and_what_is_dead_is_collected_first() -> None:
+    assert actions(job(Phase.FINISHING)) == [Stop(10.0)]
+    assert actions(job(Phase.FINISHING), exited(0)) == [Collect()]
+
+
+@pytest.mark.parametrize("desired", Desired)
+@pytest.mark.parametrize("reason", [None, Reason.STALLED, Reason.DEADLINE_EXCEEDED])
+def test_a_success_wins_any_race(desired: Desired, reason: Reason | None) -> None:
+    assert outcome(stopping(reason, desired=desired), exited(0)).phase is Phase.SUCCEEDED
+
+
+@pytest.mark.parametrize("code", [1, 2, 3, 4, 5, 137, 143, None])
+def test_a_cancel_wins_over_everything_but_success(code: int | None) -> None:
+    ended = outcome(stopping(desired=Desired.CANCEL), exited(code))
+    assert (ended.phase, ended.reason) == (Phase.CANCELLED, Reason.CANCELLED_BY_USER)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (2, Reason.INVALID_SPEC),
+        (3, Reason.INVALID_DATA),
+        (4, Reason.DIVERGED),
+        (5, Reason.OUT_OF_MEMORY),
+    ],
+)
+@pytest.mark.parametrize("desired", [Desired.RUN, Desired.PAUSE])
+def test_a_fault_of_the_user_fails_the_job_even_in_a_pause(code: int, reason: Reason, desired: Desired) -> None:
+    ended = outcome(job(desired=desired), exited(code))
+    assert (ended.phase, ended.reason, ended.fault) == (Phase.FAILED, reason, "user")
+    assert ended.message == "words"
+
+
+@pytest.mark.parametrize("code", [1, 137, 143, None])
+def test_a_pause_wins_over_a_next_attempt(code: int | None) -> None:
+    ended = outcome(job(desired=Desired.PAUSE), exited(code))
+    assert (ended.phase, ended.reason) == (Phase.PAUSED, Reason.PAUSED_BY_USER)
+
+
+@pytest.mark.parametrize(
+    ("seen", "reason"),
+    [
+        (exited(137), Reason.KILLED),
+        (exited(None), Reason.KILLED),
+        (exited(143), Reason.PREEMPTED),
+        (NOTHING, Reason.KILLED),
+        (replace(exited(None), reason="NodeLost"), Reason.NODE_LOST),
+    ],
+)
+def test_what_the_machine_did_is_followed_by_the_next_attempt(seen: Observation, reason: Reason) -> None:
+    ended = outcome(job(), seen)
+    assert (ended.phase, ended.ending.reason, ended.fault) == (Phase.QUEUED, reason, None)
+    assert ended.not_before == at(1 + 10)
+    assert ended.fruitless == 1
+
+
+def test_a_stalled_attempt_is_followed_by_the_next() -> None:
+    ended = outcome(stopping(Reason.STALLED), exited(None))
+    assert (ended.phase, ended.ending.reason) == (Phase.QUEUED, Reason.STALLED)
+
+
+def test_a_job_past_its_wall_clock_fails_though_it_stopped_in_order() -> None:
+    ended = outcome(stopping(Reason.DEADLINE_EXCEEDED), exited(143))
+    assert (ended.phase, ended.reason, ended.fault) == (Phase.FAILED, Reason.DEADLINE_EXCEEDED, "user")
+
+
+def test_attempts_in_a_row_without_a_new_checkpoint_run_out() -> None:
+    counts = [(0, Phase.QUEUED), (1, Phase.QUEUED), (2, Phase.FAILED)]
+    for fruitless, phase in counts:
+        ended = outcome(job(fruitless=fruitless), exited(137))
+        assert (ended.phase, ended.fruitless) == (phase, fruitless + 1)
+    assert "3 attempts in a row made no new checkpoint" in ended.message
+    assert ended.reason is Reason.KILLED
+
+
+def test_a_new_checkpoint_starts_the_count_again() -> None:
+    began = attempt(accepted_at=T0, began_with_step=10)
+    assert outcome(job(attempt=began, fruitless=2, newest_checkpoint=20), exited(137)).fruitless == 0
+    assert outcome(job(attempt=began, fruitless=2, newest_checkpoint=10), exited(137)).phase is Phase.FAILED
+
+
+def test_attempts_that_ended_as_asked_do_not_count() -> None:
+    paused = outcome(stopping(desired=Desired.PAUSE, fruitless=2), exited(143))
+    assert (paused.phase, paused.fruitless, paused.ending.reason) == (Phase.PAUSED, 2, None)
+    killed_after_grace = outcome(stopping(desired=Desired.PAUSE, fruitless=2), exited(None))
+    assert killed_after_grace.fruitless == 2
+
+
+def test_a_pause_that_was_taken_back_goes_on_at_once() -> None:
+    ended = outcome(stopping(), exited(143))
+    assert (ended.phase, ended.not_before, ended.fruitless) == (Phase.QUEUED, None, 0)
+
+
+def test_a_workers_error_is_tried_once_more() -> None:
+    first = outcome(job(), exited(1))
+    assert (first.phase, first.worker_errors) == (Phase.QUEUED, 1)
+    second = outcome(job(worker_errors=1), exited(1))
+    assert (second.phase, second.reason, second.fault) == (Phase.FAILED, Reason.WORKER_ERROR, "system")
+
+
+def test_an_unknown_exit_code_is_a_workers_error() -> None:
+    assert outcome(job(), exited(77)).ending.reason is Reason.WORKER_ERROR
+
+
+@pytest.mark.parametrize("reason", [Reason.UNSCHEDULABLE, Reason.IMAGE_PULL, Reason.STORE_FULL, Reason.NAME_CONFLICT])
+def test_a_start_that_can_never_come_fails_with_its_own_sentence(reason: Reason) -> None:
+    never = job(attempt=attempt(stopping_since=T0, stop_reason=reason, message="the disk is full"))
+    ended = outcome(never, NOTHING)
+    assert (ended.phase, ended.reason, ended.fault, ended.message) == (
+        Phase.FAILED, reason, "infra", "the disk is full",
+    )  # fmt: skip
+
+
+def test_a_full_disk_is_a_clear_failure() -> None:
+    ended = outcome(job(), exited(1, reason="StoreFull"))
+    assert (ended.phase, ended.reason, ended.fault) == (Phase.FAILED, Reason.STORE_FULL, "infra")
+
+
+def test_an_end_without_its_outputs_is_no_success() -> None:
+    ended = outcome(job(), exited(0), spoilt="output x is not whole")
+    assert (ended.phase, ended.ending.reason) == (Phase.QUEUED, Reason.WORKER_ERROR)
+    assert "output x is not whole" in ended.message
+
+
+def test_a_word_of_success_does_not_make_a_killed_process_one() -> None:
+    words = exited(0).termination
+    said = job(attempt=attempt(accepted_at=T0, termination=words))
+    assert outcome(said, exited(None)).ending.reason is Reason.KILLED
+
+
+def test_back_off_doubles_up_to_five_minutes() -> None:
+    waits = [Backoff().after(n).total_seconds() for n in range(9)]
+    assert waits == [10, 10, 20, 40, 80, 160, 300, 300, 300]
+    assert Backoff().after(10**9) == timedelta(seconds=300)
+
+
+def test_an_attempt_ran_from_its_first_report_to_its_end() -> None:
+    ended = outcome(job(ran_for=5.0), replace(exited(137), ended_at=at(30)), seconds=1000)
+    assert (ended.ran_for, ended.ended_at) == (35.0, at(30))
+    never = outcome(job(Phase.STARTING), exited(None), seconds=1000)
+    assert never.ran_for == 0.0
+
+
+# whatever comes
+
+codes = st.sampled_from([0, 1, 2, 3, 4, 5, 77, 137, 143, None])
+observations = st.one_of(
+    st.just(NOTHING),
+    st.just(ALIVE),
+    st.just(Observation(exists=True, alive=True, orphaned=True)),
+    codes.map(exited),
+)
+times = st.floats(0, 1e6).map(at)
+maybe_times = st.none() | times
+reasons = st.none() | st.sampled_from([Reason.STALLED, Reason.DEADLINE_EXCEEDED, Reason.UNSCHEDULABLE])
+attempts = st.builds(
+    attempt,
+    number=st.integers(1, 5),
+    accepted_at=maybe_times,
+    progressed_at=maybe_times,
+    stopping_since=maybe_times,
+    stop_reason=reasons,
+    began_with_step=st.none() | st.integers(0, 50),
+    cleaned=st.booleans(),
+)
+specs = st.builds(
+    lambda wall_clock: spec(limits={"wall_clock": wall_clock} if wall_clock else {}),
+    st.sampled_from([None, "1s", "1h"]),
+)
+jobs = st.builds(
+    job,
+    st.sampled_from(Phase),
+    desired=st.sampled_from(Desired),
+    attempt=attempts,
+    spec=specs,
+    fruitless=st.integers(0, 5),
+    worker_errors=st.integers(0, 3),
+    ran_for=st.floats(0, 1e5),
+    not_before=maybe_times,
+    retry_requested=st.booleans(),
+    newest_checkpoint=st.none() | st.integers(0, 50),
+    live_checkpoints=st.integers(0, 5),
+    deleted=st.booleans(),
+)
+
+
+@given(jobs, st.none() | observations, times, times, st.booleans(), st.booleans())
+def test_no_decision_is_an_illegal_move(  # noqa: PLR0917 (hypothesis gives them)
+    job: Job, seen: Observation | None, now: Any, up: Any, place: bool, collected: bool
+) -> None:
+    phase = job.phase
+    found = decide(job, seen, now, up_since=up, place=place, collected=Collected() if collected else None)
+    for action in found:
+        match action:
+            case Move(to):
+                pass
+            case Settle(result):
+                to = result.phase
+            case Begin():
+                to = Phase.STARTING
+            case _:
+                continue
+        check(phase, to)
+        phase = to
+
+
+@given(jobs, times, times, st.booleans())
+def test_no_answer_of_the_cluster_destroys_nothing(job: Job, now: Any, up: Any, place: bool) -> None:
+    if job.phase in ACTIVE:
+        assert decide(job, None, now, up_since=up, place=place) == []
+
+
+@given(jobs, times, times)
+def test_a_success_wins_whatever_else_happened(job: Job, now: Any, up: Any) -> None:
+    finishing = replace(job, phase=Phase.FINISHING)
+    [found] = decide(finishing, exited(0), now, up_since=up, collected=Collected())
+    assert isinstance(found, Settle)
+    assert found.outcome.phase is Phase.SUCCEEDED
+
+
+@given(jobs, st.none() | observations, times, times, st.booleans())
+def test_an_attempt_begins_only_where_none_is_left(
+    job: Job, seen: Observation | None, now: Any, up: Any, place: bool
+) -> None:
+    if Begin() in decide(job, seen, now, up_since=up, place=place):
+        assert job.phase is Phase.QUEUED
+        assert job.attempt is None or job.attempt.cleaned
+
+
+@given(jobs, observations, times, times)
+def test_an_outcome_is_chosen_only_when_nothing_lives(job: Job, seen: Observation, now: Any, up: Any) -> None:
+    found = decide(job, seen, now, up_since=up, collected=Collected())
+    if seen.alive:
+        assert not any(isinstance(action, Settle | Collect) for action in found)
+
+
+@given(jobs, st.none() | observations, times, times, st.booleans())
+def test_final_stays_final_but_for_retry(job: Job, seen: Observation | None, now: Any, up: Any, place: bool) -> None:
+    if job.phase in FINAL and not (job.phase is Phase.FAILED and job.retry_requested):
+        found = decide(job, seen, now, up_since=up, place=place)
+        assert not any(isinstance(action, Move | Settle | Begin | Ensure) for action in found)
+
+
+# the table
+
+
+def test_the_table_has_the_designs_moves_and_no_other() -> None:
+    legal = {(old, new) for old, news in MOVES.items() for new in news}
+    assert len(legal) == 4 + 2 + 1 + 5 + 2 + 1
+    for old in Phase:
+        for new in Phase:
+            if (old, new) not in legal:
+                with pytest.raises(IllegalMove):
+                    check(old, new)
