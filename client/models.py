@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from client.files import save
@@ -28,6 +29,15 @@ class Models:
     def get(self, model: str) -> Model:
         """One model, by its id, `NAME` (the newest version) or `NAME@VERSION`. Raises Problem (404)."""
         return Model.model_validate(self._transport.get(f"/v1/models/{quote(model, safe='@')}"))
+
+    def lineage(self, model: str) -> dict[str, Any]:
+        """What a model was made from: job, attempt, checkpoint, data. Raises Problem (404)."""
+        found: dict[str, Any] = self._transport.get(f"/v1/models/{quote(model, safe='@')}/lineage")["lineage"]
+        return found
+
+    def delete(self, model: str) -> None:
+        """Removes a model. Raises Problem (409: a job that is not over needs it)."""
+        self._transport.call("DELETE", f"/v1/models/{quote(model, safe='@')}")
 
     def find(self, text: str, *, kind: str = "model") -> Model:
         """The model that a person means by an id, or a name with or without `@VERSION`. Raises Ambiguous."""

@@ -151,8 +151,8 @@ class Model(Record):
     bytes: int
     sha256: str
     created_at: datetime
-    lineage: dict[str, Any] = {}
     location: str | None = None
+    """Its folder on the control plane's machine."""
 
     @property
     def reference(self) -> str:

@@ -13,7 +13,7 @@ from client.api import Client
 from client.commands.options import AsJson, Server
 from client.problems import ApiError
 from client.records import Model
-from client.terminal import age, err, out, pairs, print_json, replace_process, size, table
+from client.terminal import age, err, out, pairs, print_json, replace_process, say, size, table
 from worker.contract import manifest
 
 app = typer.Typer(no_args_is_help=True, help="Models that jobs handed over.")
@@ -48,8 +48,9 @@ def list_models(
 def show(server: Server, model: ModelName, kind: Kind = "model", as_json: AsJson = False) -> None:
     """One model, and where it comes from."""
     found = server.models.find(model, kind=kind)
+    lineage = server.models.lineage(found.id)
     if as_json:
-        print_json(found)
+        print_json({**found.model_dump(mode="json"), "lineage": lineage})
         return
     pairs(
         [
@@ -60,7 +61,7 @@ def show(server: Server, model: ModelName, kind: Kind = "model", as_json: AsJson
             ("job", f"{found.job_id}, attempt {found.attempt}"),
             ("made", f"{age(found.created_at)} ago"),
             ("in a spec", escape(found.reference)),
-            *((key, escape(str(value))) for key, value in found.lineage.items() if not isinstance(value, dict | list)),
+            *((key, escape(str(value))) for key, value in lineage.items() if not isinstance(value, dict | list)),
         ]
     )
 
@@ -75,6 +76,14 @@ def download(
     """Fetch a model's folder; its hashes are checked."""
     found = server.models.find(model, kind=kind)
     out.print(str(fetch(server, found, to or Path(f"{found.name}-{found.version}"))), markup=False)
+
+
+@app.command()
+def delete(server: Server, model: ModelName, kind: Kind = "model") -> None:
+    """Remove a model."""
+    found = server.models.find(model, kind=kind)
+    server.models.delete(found.id)
+    say(f"[green]✓[/] {escape(found.name)}@{found.version} is removed.")
 
 
 @talk.command()
@@ -102,8 +111,8 @@ def chat(
 
 def folder_of(server: Client, model: Model) -> Path:
     """A whole folder of `model` on this machine: the store's own, or one in the cache, fetched if need be."""
-    if model.location is not None and model.location.startswith("file://"):
-        place = Path(model.location.removeprefix("file://"))
+    if model.location is not None:
+        place = Path(model.location)
         # Another machine may have a folder of this name: its manifest must be the model's.
         try:
             if manifest.read(place).sha256 == model.sha256:
