@@ -1,0 +1,35 @@
+"""`python -m api`: starts the control plane, or a part of it."""
+
+import argparse
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+from api.serve import CannotStart, serve
+from api.settings import BadSettings, load
+
+
+def main() -> int:
+    """The exit status: 0 after SIGTERM or SIGINT, 2 for settings that are refused, 1 where it cannot start."""
+    parser = argparse.ArgumentParser(prog="python -m api", description="The control plane of rlhf-operator.")
+    parser.add_argument("--role", choices=["all", "api", "operator"], default="all")
+    parser.add_argument("--host", help="loopback only; default 127.0.0.1")
+    parser.add_argument("--port", type=int, help="0: any free one; default 8000")
+    parser.add_argument("--data", type=Path, help="the folder for all that is kept; default ./rlhf-data")
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        settings = load(host=given.host, port=given.port, data=given.data)
+        asyncio.run(serve(settings, given.role))
+    except BadSettings as error:
+        print(error, file=sys.stderr)
+        return 2
+    except CannotStart as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

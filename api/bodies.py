@@ -1,0 +1,91 @@
+"""Reading JSON bodies: bounded, strictly JSON, and with the place of what is wrong."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from api.errors import Refusal, invalid
+from worker.contract.check import Problem
+
+# Deeper than any spec, shallower than any recursion limit.
+_MAX_DEPTH = 100
+# JSON's 1e999 reads as infinite, and its whole numbers have no end.
+_LARGEST = 1.7e308
+
+
+async def read_bytes(request: Request, limit: int) -> bytes:
+    """The body, at most `limit` bytes. Raises Refusal 413 as soon as it is known to be longer."""
+    too_large = Refusal(413, f"the body is larger than {limit} bytes", headers={"Connection": "close"})
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > limit:
+        raise too_large
+    parts, size = [], 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise too_large
+            parts.append(part)
+    except ClientDisconnect:
+        raise Refusal(400, "the body ended too early") from None
+    return b"".join(parts)
+
+
+async def read_json(request: Request, limit: int) -> tuple[bytes, Any]:
+    """The body, and the JSON in it. Raises Refusal 400, 413, 415 or 422."""
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media != "application/json" and not media.endswith("+json"):
+        # Also what keeps a web page from posting here without the browser asking first.
+        raise Refusal(415, "send JSON, with `Content-Type: application/json`")
+    raw = await read_bytes(request, limit)
+    return raw, parse(raw)
+
+
+def parse(raw: bytes) -> Any:
+    """Strict JSON: no NaN, and only text that every database can hold. Raises Refusal 400 or 422."""
+    try:
+        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise Refusal(400, f"the body is not UTF-8: byte {error.start + 1}") from None
+    except json.JSONDecodeError as error:
+        raise Refusal(400, f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, f"the body is not JSON: {str(error).partition(';')[0]}") from None
+    if problems := list(_unstorable(value, (), 0)):
+        raise invalid(problems[:100])
+    return value
+
+
+def _unstorable(value: Any, path: tuple[str, ...], depth: int) -> Iterator[Problem]:
+    where = ".".join(path) or "(the whole)"
+    if depth > _MAX_DEPTH:
+        yield Problem(where[:200], f"is nested deeper than {_MAX_DEPTH}")
+    elif isinstance(value, str):
+        if "\x00" in value or not _is_unicode(value):
+            yield Problem(where, "holds a NUL or half of a surrogate pair; leave it out")
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            if "\x00" in key or not _is_unicode(key):
+                yield Problem(where, "a field's name holds a NUL or half of a surrogate pair; leave it out")
+            else:
+                yield from _unstorable(entry, (*path, key), depth + 1)
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            yield from _unstorable(entry, (*path, str(index)), depth + 1)
+    elif isinstance(value, int | float) and abs(value) > _LARGEST:
+        yield Problem(where, "is too large a number")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")

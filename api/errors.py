@@ -1,0 +1,135 @@
+"""Every error as problem+json (RFC 9457), with a sentence for whoever must act on it."""
+
+import logging
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from api.store.reports import AttemptOver, JobGone, Misplaced
+from worker.contract.check import Problem
+
+log = logging.getLogger(__name__)
+MEDIA_TYPE = "application/problem+json"
+
+
+class FieldProblem(BaseModel):
+    """One thing wrong with the input."""
+
+    path: str = Field(description="where: a dotted path into the body, or the name of a parameter")
+    message: str = Field(description="what would be right")
+
+
+class ProblemDetails(BaseModel):
+    """RFC 9457."""
+
+    type: str = "about:blank"
+    title: str = Field(description="the status in words")
+    status: int
+    detail: str = Field(description="a sentence: what was wrong, and what would be right")
+    errors: list[FieldProblem] = Field(default=[], description="all that is wrong with the input, each with its path")
+
+
+class Refusal(Exception):
+    """A request that is answered with a problem."""
+
+    def __init__(
+        self, status: int, detail: str, errors: Sequence[Problem] = (), headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.errors, self.headers = status, detail, errors, headers
+
+
+def not_found(what: str, id: str) -> Refusal:
+    """There is no such thing."""
+    return Refusal(404, f"there is no {what} {id[:80]!r}")
+
+
+def invalid(errors: Sequence[Problem]) -> Refusal:
+    """An input of the right form that cannot be taken."""
+    number = len(errors)
+    return Refusal(422, errors[0].message if number == 1 else f"{number} things are wrong", errors)
+
+
+def response(
+    status: int, detail: str, errors: Sequence[Problem] = (), headers: dict[str, str] | None = None
+) -> Response:
+    """A problem as a response."""
+    document = ProblemDetails(
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=_printable(detail),
+        errors=[FieldProblem(path=_printable(e.path), message=_printable(e.message)) for e in errors],
+    )
+    return JSONResponse(document.model_dump(), status, headers, MEDIA_TYPE)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that may answer with these problems."""
+    schema = {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: schema}} for status in statuses}
+
+
+def install(app: FastAPI) -> None:
+    """Makes every error that leaves `app` a problem."""
+
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, error: Refusal) -> Response:
+        return response(error.status, error.detail, error.errors, error.headers)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        detail = error.detail if error.detail != HTTPStatus(error.status_code).phrase else _sentence(request, error)
+        return response(error.status_code, detail, (), dict(error.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    async def unprocessable(request: Request, error: RequestValidationError) -> Response:
+        problems = [
+            # The first part says query, path or header; a caller looks for the name.
+            Problem(".".join(str(p) for p in detail["loc"][1:]) or str(detail["loc"][0]), str(detail["msg"]))
+            for detail in error.errors()
+        ]
+        return response(422, "; ".join(f"{p.path}: {p.message}" for p in problems[:5]), problems)
+
+    @app.exception_handler(AttemptOver)
+    async def over(request: Request, error: AttemptOver) -> Response:
+        return response(409, str(error))
+
+    @app.exception_handler(JobGone)
+    async def gone(request: Request, error: JobGone) -> Response:
+        return response(410, str(error))
+
+    @app.exception_handler(Misplaced)
+    async def misplaced(request: Request, error: Misplaced) -> Response:
+        return response(422, str(error))
+
+    async def unavailable(request: Request, error: Exception) -> Response:
+        log.warning("the database does not answer: %s", error)
+        return response(503, "the database does not answer; try again", headers={"Retry-After": "1"})
+
+    for kind in (OperationalError, InterfaceError, PoolTimeout, ConnectionError):
+        app.add_exception_handler(kind, unavailable)
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        return response(500, "something went wrong here; the control plane's log says what")
+
+
+def _sentence(request: Request, error: HTTPException) -> str:
+    if error.status_code == 404:
+        return f"there is nothing at {request.url.path[:200]}"
+    if error.status_code == 405:
+        return f"{request.method} is not possible here; possible: {(error.headers or {}).get('Allow', 'nothing')}"
+    return str(error.detail)
+
+
+def _printable(text: str) -> str:
+    """Without lone surrogates, which a caller may have sent and JSON cannot hold."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,53 @@
+"""The store's folder: where files, models and kept logs lie, and the paths that may not leave it."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+_LEFTOVER_AGE = 24 * 3600.0
+
+
+class Store:
+    """Paths inside the store. Everything is synchronous: call it in a thread where it reads or removes much."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def prepare(self) -> None:
+        """Makes the folders, and removes what an upload that was cut off left behind."""
+        files = self.root / "files"
+        files.mkdir(parents=True, exist_ok=True)
+        for leftover in files.glob(".tmp-*"):
+            # Not a young one: another replica may be writing it.
+            if time.time() - leftover.stat().st_mtime > _LEFTOVER_AGE:
+                leftover.unlink(missing_ok=True)
+
+    def inside(self, path: str) -> Path:
+        """The absolute path of `path`, which is relative to the store. Raises ValueError if it leads out of it."""
+        root = self.root.resolve()
+        full = (root / path).resolve()
+        if not full.is_relative_to(root) or full == root:
+            raise ValueError(f"{path!r} does not lie in the store")
+        return full
+
+    def remove(self, path: str) -> None:
+        """Removes a file or a folder and all in it, if it is there."""
+        full = self.inside(path)
+        if full.is_dir():
+            shutil.rmtree(full, ignore_errors=True)
+        else:
+            full.unlink(missing_ok=True)
+
+    def kept_log(self, job: str, attempt: int, rank: int) -> Path:
+        """Where the operator keeps the log of an attempt that is over."""
+        return self.root / "logs" / job / f"a{attempt}" / f"rank-{rank}.log"
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in `folder` last through a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

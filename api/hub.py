@@ -1,0 +1,74 @@
+"""Models by their hub name: the hub is asked shortly, the local cache stands in."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+from api.weights import NotAModel, positions_of, read_config
+
+log = logging.getLogger(__name__)
+
+
+class NotFound(ValueError):
+    """Neither the hub nor the cache has the model."""
+
+
+class Found(NamedTuple):
+    """A model on the hub: the revision that its name means now, and its positions if they are known."""
+
+    revision: str
+    positions: int | None
+
+
+async def find(name: str, timeout: float) -> Found:
+    """Asks the hub for at most about `timeout` seconds, then the cache. Raises NotFound."""
+    try:
+        async with asyncio.timeout(timeout + 1):
+            return await asyncio.to_thread(_ask, name, timeout)
+    except TimeoutError:
+        return await asyncio.to_thread(_cached, name, "the hub did not answer in time")
+
+
+def _ask(name: str, timeout: float) -> Found:
+    import httpx
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise NotFound(
+            "is no reference: write models/NAME, a path that starts with `/` or `./`, or a hub name such as org/name"
+        ) from None
+    if constants.HF_HUB_OFFLINE:
+        return _cached(name, "the hub is not asked (HF_HUB_OFFLINE)")
+    try:
+        info = HfApi().model_info(name, timeout=timeout)
+    except RepositoryNotFoundError:
+        return _cached(name, "the hub has no such model, or does not show it")
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+        log.info("the hub was asked for %s: %s", name, error)
+        return _cached(name, "the hub cannot be reached")
+    if info.sha is None:
+        raise NotFound("the hub names no revision of it")
+    return Found(info.sha, positions_of(info.config))
+
+
+def _cached(name: str, why: str) -> Found:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        config = None
+    if not isinstance(config, str):
+        raise NotFound(f"{why}, and the local cache does not have it")
+    # …/models--org--name/snapshots/<revision>/config.json
+    path = Path(config)
+    try:
+        return Found(path.parent.name, positions_of(read_config(path)))
+    except NotAModel as error:
+        raise NotFound(f"{why}, and in the local cache {error}") from None

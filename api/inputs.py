@@ -1,0 +1,169 @@
+"""References, resolved to what they are when a job is POSTed: a place, and a hash."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api import hub
+from api.folder import Store
+from api.settings import Settings
+from api.store import files, models
+from api.store.database import Database
+from api.weights import Known, NotAModel, Weights
+from worker.contract.check import InvalidSpec, Problem
+from worker.contract.manifest import file_sha256
+from worker.contract.order import Input
+from worker.contract.rows import NEEDED_BY_STAGE, BadRow, RowKind, check_rows
+from worker.contract.spec import JobSpec, TrainStage
+
+T = TypeVar("T")
+
+
+class Unresolved(ValueError):
+    """A reference that leads to nothing, with what would be right."""
+
+
+class Resolver:
+    """Resolves the references of specs."""
+
+    def __init__(self, settings: Settings, database: Database, store: Store) -> None:
+        self._settings, self._database, self._store = settings, database, store
+        self._weights = Weights()
+
+    async def resolve(self, spec: JobSpec) -> dict[str, Input]:
+        """The inputs by their path in the spec. Raises InvalidSpec with all that is wrong."""
+        problems = self._unfit(spec)
+        found: dict[str, Input] = {}
+        for path, reference, wanted in spec.references():
+            try:
+                if wanted == "data":
+                    found[path] = await self._data(reference, NEEDED_BY_STAGE[spec.stage.type], spec.stage.type)
+                else:
+                    given, positions = await self._model(reference, tokenizer_only=path.endswith(".tokenizer"))
+                    found[path] = given
+                    problems += _too_long(spec, path, positions)
+            except Unresolved as error:
+                problems.append(Problem(path, str(error)))
+        if problems:
+            raise InvalidSpec(problems)
+        return found
+
+    def _unfit(self, spec: JobSpec) -> list[Problem]:
+        if self._settings.cluster == "local" and spec.resources.nodes > 1:
+            return [Problem("resources.nodes", f"this cluster is one machine; write 1, not {spec.resources.nodes}")]
+        return []
+
+    async def _data(self, reference: str, needed: RowKind, stage: str) -> Input:
+        if reference.startswith("files/"):
+            given, kind = await self._file(reference)
+        elif reference.startswith(("/", "./")):
+            given, kind = await _in_thread(self._data_path, reference)
+        else:
+            raise Unresolved("data is an uploaded file (`files/ID`), or a path that starts with `/` or `./`")
+        if kind != needed:
+            raise Unresolved(f"its rows have `{kind}`, but {stage} needs rows with `{needed}`")
+        return given
+
+    async def _file(self, reference: str) -> tuple[Input, str]:
+        id = reference.removeprefix("files/")
+        try:
+            async with self._database.reading() as session:
+                row = await files.get(session, id)
+        except files.NoSuchFile:
+            raise Unresolved(f"there is no file {id!r}; upload it with POST /v1/files") from None
+        path = self._store.inside(row.path)
+        given = Input(reference=reference, kind="file", location=str(path), sha256=row.sha256, rows=row.rows)
+        return given, row.kind
+
+    def _data_path(self, reference: str) -> tuple[Input, str]:
+        path = self._allowed(reference)
+        if not path.is_file():
+            raise Unresolved("is not a file; data is one file of JSON lines")
+        if (size := path.stat().st_size) > self._settings.max_file:
+            raise Unresolved(f"has {size} bytes, and data may have {self._settings.max_file}")
+        try:
+            with path.open("rb") as lines:
+                summary = check_rows(lines)
+        except BadRow as error:
+            raise Unresolved(str(error)) from None
+        given = Input(reference=reference, kind="path", location=str(path), sha256=file_sha256(path), rows=summary.rows)
+        return given, summary.kind
+
+    async def _model(self, reference: str, *, tokenizer_only: bool) -> tuple[Input, int | None]:
+        if reference.startswith("models/"):
+            async with self._database.reading() as session:
+                return await self._registered(session, reference, tokenizer_only=tokenizer_only)
+        if reference.startswith(("/", "./")):
+            return await _in_thread(self._model_path, reference, tokenizer_only)
+        try:
+            found = await hub.find(reference, self._settings.hub_timeout)
+        except hub.NotFound as error:
+            raise Unresolved(str(error)) from None
+        return Input(reference=reference, kind="hub", location=reference, sha256=found.revision), found.positions
+
+    async def _registered(
+        self, session: AsyncSession, reference: str, *, tokenizer_only: bool
+    ) -> tuple[Input, int | None]:
+        name = reference.removeprefix("models/")
+        try:
+            row = await models.get(session, name)
+        except models.NoSuchModel:
+            raise Unresolved(f"there is no model {name!r}; GET /v1/models lists them") from None
+        if row.kind != "model":
+            raise Unresolved(f"{name!r} is only an adapter; give a whole model")
+        path = self._store.inside(row.path)
+        known = await _in_thread(self._look, path, tokenizer_only)
+        if known.sha256 != row.sha256:
+            raise Unresolved(f"{name!r} is damaged in the store: its files do not have their hashes any more")
+        # The version is said out loud: the newest one may be another tomorrow.
+        pinned = f"models/{row.name}@{row.version}"
+        return Input(reference=pinned, kind="model", location=str(path), sha256=row.sha256), known.positions
+
+    def _model_path(self, reference: str, tokenizer_only: bool) -> tuple[Input, int | None]:
+        path = self._allowed(reference)
+        known = self._look(path, tokenizer_only)
+        return Input(reference=reference, kind="path", location=str(path), sha256=known.sha256), known.positions
+
+    def _look(self, path: Path, tokenizer_only: bool) -> Known:
+        try:
+            return self._weights.look(path, tokenizer_only=tokenizer_only)
+        except NotAModel as error:
+            raise Unresolved(str(error)) from None
+
+    def _allowed(self, reference: str) -> Path:
+        """The path, symbolic links followed; it and all in it must lie under an allowed folder."""
+        folders = [folder.resolve() for folder in self._settings.allowed_paths]
+        named = ", ".join(map(str, folders)) or "none"
+        outside = Unresolved(f"does not lie under an allowed folder; allowed (ALLOWED_PATHS): {named}")
+        path = Path(reference).resolve()
+        if not any(path.is_relative_to(folder) for folder in folders):
+            raise outside
+        if not path.exists():
+            raise Unresolved("there is nothing at this path")
+        if path.is_dir():
+            for entry in path.rglob("*"):
+                if entry.is_symlink() and not any(entry.resolve().is_relative_to(folder) for folder in folders):
+                    raise Unresolved(f"{entry.name} in it is a link out of the allowed folders: {named}")
+        return path
+
+
+def _too_long(spec: JobSpec, path: str, positions: int | None) -> list[Problem]:
+    stage = spec.stage
+    if path != "stage.model" or positions is None or not isinstance(stage, TrainStage):
+        return []
+    if stage.max_length <= positions:
+        return []
+    return [
+        Problem("stage.max_length", f"the model has {positions} positions; write at most that, not {stage.max_length}")
+    ]
+
+
+async def _in_thread(call: Callable[..., T], *args: object) -> T:
+    """Runs what blocks; what the disk refuses is the reference's fault, in a sentence."""
+    try:
+        return await asyncio.to_thread(call, *args)
+    except OSError as error:
+        raise Unresolved(f"cannot be read: {error.strerror or error}") from None

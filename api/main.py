@@ -1,0 +1,68 @@
+"""The two applications: the public one, and the workers'. Both stand on one `ControlPlane`."""
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api import errors, openapi
+from api.control import ControlPlane
+from api.routes import files, health, history, intents, jobs, models, worker
+from api.settings import is_loopback
+from api.telemetry import Counting
+
+VERSION = "0.1.0"
+
+
+class LoopbackOnly:
+    """Answers only those who ask for this machine by its own names.
+
+    Without it, any web page could read and post here: by DNS rebinding (`Host`), or by a plain form (`Origin`).
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        host, origin = _host(headers.get("host", "")), headers.get("origin")
+        if not is_loopback(host):
+            refusal = errors.response(400, "the Host header names another machine; ask for 127.0.0.1 or localhost")
+        elif origin is not None and not is_loopback(_host(origin.partition("://")[2])):
+            refusal = errors.response(403, "a web page of another origin may not call this control plane")
+        else:
+            await self.app(scope, receive, send)
+            return
+        await refusal(scope, receive, send)
+
+
+def create_app(control: ControlPlane) -> FastAPI:
+    """The public API."""
+    app = FastAPI(title="rlhf-operator", version=VERSION, redoc_url=None)
+    app.state.control = control
+    for router in (jobs.router, intents.router, history.router, files.router, models.router, health.router):
+        app.include_router(router)
+    errors.install(app)
+    openapi.install(app)
+    app.add_middleware(LoopbackOnly)
+    app.add_middleware(Counting, telemetry=control.telemetry)
+    return app
+
+
+def create_worker_app(control: ControlPlane) -> FastAPI:
+    """The workers' API, which may be reached from other machines."""
+    app = FastAPI(title="rlhf-operator, for workers", version=VERSION, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.control = control
+    app.include_router(worker.router)
+    errors.install(app)
+    app.add_middleware(Counting, telemetry=control.telemetry)
+    return app
+
+
+def _host(netloc: str) -> str:
+    """The name in `name:port`, with an IPv6 address's brackets taken off."""
+    if netloc.startswith("["):
+        return netloc[1:].partition("]")[0].lower()
+    return netloc.partition(":")[0].lower()

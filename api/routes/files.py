@@ -1,0 +1,141 @@
+"""Data files: upload, list, read, download, delete."""
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from starlette.requests import ClientDisconnect
+from starlette.responses import FileResponse
+
+from api.control import Control
+from api.errors import Refusal, documented
+from api.routes.parameters import TEXT, After, IdempotencyKey, Limit, refusing
+from api.store import files, idempotency
+from api.store.ids import new_id
+from api.store.pages import Slice
+from api.uploads import Form, Receiver, receive
+from api.views import FileView, Page
+
+router = APIRouter(prefix="/v1/files", tags=["files"])
+# Boundaries and headers of the form around the file.
+_FORM = 64 * 1024
+FileId = Annotated[str, Path(max_length=64, pattern=TEXT, examples=["file-k3v7qd2mzxna"])]
+_UPLOAD = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["purpose", "file"],
+                    "properties": {
+                        "purpose": {"type": "string", "maxLength": 32, "pattern": "^[A-Za-z0-9_-]+$"},
+                        "file": {"type": "string", "format": "binary", "description": "JSON lines"},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post(
+    "",
+    status_code=201,
+    openapi_extra=_UPLOAD,
+    responses={
+        200: {"model": FileView, "description": "What the Idempotency-Key has made before"},
+        **documented(400, 413, 415, 422),
+    },
+)
+async def upload(
+    request: Request, response: Response, control: Control, idempotency_key: IdempotencyKey = None
+) -> FileView:
+    """Takes JSON lines as multipart `purpose` and `file`. Each line is checked as it comes; the first that is no row
+    ends the upload, and nothing is kept."""
+    limit = control.settings.max_file
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit + _FORM:
+        raise Refusal(413, f"the file is larger than {limit} bytes", headers={"Connection": "close"})
+    id = new_id("file")
+    path = f"files/{id}.jsonl"
+    final = control.store.inside(path)
+    receiver = await asyncio.to_thread(Receiver, final.with_name(f".tmp-{id}"), limit)
+    try:
+        form = Form(request.headers.get("content-type", ""), receiver)
+        done = await receive(request.stream(), form)
+        with refusing():
+            async with control.database.transaction() as session:
+                if idempotency_key:
+                    mark = idempotency.fingerprint("files", f"{done.purpose} {done.filename} {done.sha256}".encode())
+                    owner = await idempotency.claim(session, idempotency_key, mark, id)
+                    if owner != id:
+                        response.status_code = 200
+                        return FileView.model_validate(await files.get(session, owner))
+                row = await files.add(
+                    session,
+                    id=id,
+                    filename=done.filename,
+                    purpose=done.purpose,
+                    kind=done.kind,
+                    rows=done.rows,
+                    bytes=done.bytes,
+                    sha256=done.sha256,
+                    path=path,
+                )
+                # Before the commit: a row without its bytes would be a lie, bytes without a row are only waste.
+                await asyncio.to_thread(receiver.keep, final)
+    except ClientDisconnect:
+        raise Refusal(400, "the upload ended too early") from None
+    finally:
+        receiver.discard()
+    response.headers["Location"] = f"/v1/files/{id}"
+    return FileView.model_validate(row)
+
+
+@router.get("", responses=documented(422))
+async def listed(
+    control: Control,
+    limit: Limit = 50,
+    after: After = None,
+    purpose: Annotated[str | None, Query(max_length=32, pattern=TEXT)] = None,
+) -> Page[FileView]:
+    """A page of files, the newest first."""
+    with refusing():
+        async with control.database.reading() as session:
+            rows, following = await files.listed(session, purpose, Slice(limit, after))
+    return Page[FileView](data=[FileView.model_validate(row) for row in rows], next=following)
+
+
+@router.get("/{file}", responses=documented(404, 422))
+async def read(file: FileId, control: Control) -> FileView:
+    """One file's description."""
+    with refusing():
+        async with control.database.reading() as session:
+            return FileView.model_validate(await files.get(session, file))
+
+
+@router.get(
+    "/{file}/content",
+    response_class=FileResponse,
+    responses={200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}}, **documented(404, 422)},
+)
+async def content(file: FileId, control: Control) -> FileResponse:
+    """The rows, as they were uploaded."""
+    with refusing():
+        async with control.database.reading() as session:
+            row = await files.get(session, file)
+    path = control.store.inside(row.path)
+    if not path.is_file():
+        raise Refusal(404, f"the bytes of {file} are not in the store any more")
+    return FileResponse(path, media_type="application/jsonl", filename=row.filename)
+
+
+@router.delete("/{file}", status_code=204, responses=documented(404, 409, 422))
+async def delete(file: FileId, control: Control) -> None:
+    """Deletes a file that no unfinished job needs."""
+    with refusing():
+        async with control.database.transaction() as session:
+            row = await files.delete(session, file)
+            await idempotency.forget(session, file)
+    await asyncio.to_thread(control.store.remove, row.path)

@@ -1,0 +1,256 @@
+"""What a job has done: attempts, events, metrics, checkpoints, logs; at once, or as server-sent events."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.sse import format_sse_event
+from pydantic import BaseModel, Field
+from starlette.responses import StreamingResponse
+
+from api import openapi
+from api.control import Control, ControlPlane
+from api.errors import Refusal, documented
+from api.logs import Part, Place
+from api.routes.parameters import TEXT, JobId, LastEventId, Limit, refusing
+from api.store import events, jobs, metrics
+from api.streams import Head, Kind
+from api.views import AttemptView, CheckpointView, EventView, LogLine, MetricView, Page, StreamEnd
+from worker.contract.check import Problem
+
+router = APIRouter(prefix="/v1/jobs/{job}", tags=["history"])
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+Number = Annotated[int, Query(ge=0, le=2**53, description="entries after this one")]
+AttemptNumber = Annotated[int | None, Query(ge=1, le=2**31 - 1, description="absent: all (logs: the newest)")]
+MetricNames = Annotated[
+    list[Annotated[str, Field(max_length=64, pattern=TEXT)]] | None, Query(alias="name", description="any of these")
+]
+Rank = Annotated[int | None, Query(ge=0, le=99999, description="absent: all ranks")]
+Follow = Annotated[bool, Query(description="answer with a stream, as with `Accept: text/event-stream`")]
+
+
+@router.get("/attempts", responses=documented(404, 422))
+async def attempts(job: JobId, control: Control) -> Page[AttemptView]:
+    """All attempts, the first one first."""
+    with refusing():
+        async with control.database.reading() as session:
+            await jobs.get(session, job)
+            rows = await jobs.attempts(session, job)
+    return Page[AttemptView](data=[AttemptView.model_validate(row) for row in rows])
+
+
+@router.get("/checkpoints", responses=documented(404, 422))
+async def checkpoints(job: JobId, control: Control) -> Page[CheckpointView]:
+    """All checkpoints, the oldest first; those that were pruned too."""
+    with refusing():
+        async with control.database.reading() as session:
+            await jobs.get(session, job)
+            rows = await metrics.checkpoints(session, job)
+    return Page[CheckpointView](data=[CheckpointView.model_validate(row) for row in rows])
+
+
+@router.get("/events", response_model=Page[EventView], responses=documented(404, 422))
+async def listed_events(
+    job: JobId,
+    request: Request,
+    control: Control,
+    limit: Limit = 100,
+    after: Number = 0,
+    follow: Follow = False,
+    last_event_id: LastEventId = None,
+) -> Any:
+    """Events in order, after number `after`."""
+    if _wants_stream(request, follow):
+        return await event_stream(job, control, last_event_id or str(after))
+    with refusing():
+        async with control.database.reading() as session:
+            await jobs.get(session, job)
+            rows = await events.after(session, {job: after}, limit + 1)
+    more = str(rows[limit - 1].number) if len(rows) > limit else None
+    return Page[EventView](data=[EventView.model_validate(row) for row in rows[:limit]], next=more)
+
+
+@router.get(
+    "/events/stream",
+    response_class=StreamingResponse,
+    responses={**openapi.stream(EventView, "ids are event numbers"), **documented(404, 422)},
+)
+async def event_stream(job: JobId, control: Control, last_event_id: LastEventId = None) -> Response:
+    """Events as they happen."""
+    cursor = _number(last_event_id)
+    await _exists(control, job)
+    return _streaming(_rows(control, "events", job, cursor, EventView, "number", lambda row: True))
+
+
+@router.get("/metrics", response_model=Page[MetricView], responses=documented(404, 422))
+async def listed_metrics(
+    job: JobId,
+    request: Request,
+    control: Control,
+    name: MetricNames = None,
+    attempt: AttemptNumber = None,
+    superseded: Annotated[bool, Query(description="also points that a later attempt has made again")] = False,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+    after: Number = 0,
+    downsample: Annotated[
+        int | None, Query(ge=1, le=10_000, description="at most so many points a name, evenly spaced, in one page")
+    ] = None,
+    follow: Follow = False,
+    last_event_id: LastEventId = None,
+) -> Any:
+    """Points in the order they came, after row `after`."""
+    if _wants_stream(request, follow):
+        return await metric_stream(job, control, name, attempt, last_event_id or str(after))
+    choice = metrics.Choice(name or (), attempt, superseded)
+    more = None
+    with refusing():
+        async with control.database.reading() as session:
+            await jobs.get(session, job)
+            if downsample is not None:
+                rows = await metrics.thinned(session, job, choice, points=downsample)
+            else:
+                rows = await metrics.page(session, job, choice, after=after, limit=limit + 1)
+                more = str(rows[limit - 1].id) if len(rows) > limit else None
+                rows = rows[:limit]
+    return Page[MetricView](data=[MetricView.model_validate(row) for row in rows], next=more)
+
+
+@router.get(
+    "/metrics/stream",
+    response_class=StreamingResponse,
+    responses={**openapi.stream(MetricView, "ids are row ids"), **documented(404, 422)},
+)
+async def metric_stream(
+    job: JobId,
+    control: Control,
+    name: MetricNames = None,
+    attempt: AttemptNumber = None,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """Points as they arrive."""
+    cursor = _number(last_event_id)
+    await _exists(control, job)
+
+    def wanted(row: Any) -> bool:
+        return (not name or row.name in name) and attempt in (None, row.attempt)
+
+    return _streaming(_rows(control, "metrics", job, cursor, MetricView, "id", wanted))
+
+
+@router.get("/logs", response_model=Page[LogLine], responses=documented(404, 422))
+async def logs(
+    job: JobId,
+    request: Request,
+    control: Control,
+    rank: Rank = None,
+    attempt: AttemptNumber = None,
+    tail: Annotated[int | None, Query(ge=0, le=100_000, description="the last lines; absent: the last MiB")] = None,
+    follow: Follow = False,
+    last_event_id: LastEventId = None,
+) -> Any:
+    """The log of each rank, in order of rank."""
+    if _wants_stream(request, follow):
+        return await log_stream(job, control, rank, attempt, last_event_id)
+    newest = await _exists(control, job)
+    number = attempt or newest
+
+    def read() -> list[LogLine]:
+        ranks = control.logs.ranks(job, number)
+        return [
+            LogLine(attempt=number, rank=r, text=control.logs.tail(job, number, r, tail))
+            for r in ranks
+            if rank in (None, r)
+        ]
+
+    return Page[LogLine](data=await asyncio.to_thread(read))
+
+
+@router.get(
+    "/logs/stream",
+    response_class=StreamingResponse,
+    responses={**openapi.stream(LogLine, "ids are `attempt/rank:offset,…`"), **documented(404, 422)},
+)
+async def log_stream(
+    job: JobId,
+    control: Control,
+    rank: Rank = None,
+    attempt: AttemptNumber = None,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """Log lines as they are written, and those of the attempts that follow, unless `attempt` is given."""
+    newest = await _exists(control, job)
+    try:
+        place = Place.parse(last_event_id) if last_event_id else Place(attempt or newest, {})
+    except ValueError:
+        raise _bad_id() from None
+    wanted = [] if rank is None else [rank]
+    return _streaming(_log_lines(control, job, place, wanted, pinned=attempt is not None))
+
+
+async def _rows(
+    control: ControlPlane, kind: Kind, job: str, cursor: int, view: type[BaseModel], id: str, wanted: Any
+) -> AsyncIterator[bytes]:
+    async for batch in control.streams.rows(kind, job, cursor):
+        if isinstance(batch, Head):
+            yield _end(batch)
+            return
+        sent = [
+            format_sse_event(data_str=view.model_validate(row).model_dump_json(), id=str(getattr(row, id)))
+            for row in batch
+            if wanted(row)
+        ]
+        yield b"".join(sent) or b": still here\n\n"
+
+
+async def _log_lines(
+    control: ControlPlane, job: str, place: Place, ranks: list[int], *, pinned: bool
+) -> AsyncIterator[bytes]:
+    with control.streams.topic("logs", job) as topic:
+        while not control.streams.closing:
+            turn, head = topic.turn, topic.head
+            ended = head is not None and (head.over or head.attempt > place.attempt)
+            part: Part | None = await asyncio.to_thread(place.next, control.logs, job, ranks, last=ended)
+            if part is not None:
+                line = LogLine(attempt=place.attempt, rank=part.rank, text=part.text)
+                yield format_sse_event(data_str=line.model_dump_json(), id=str(place))
+            elif head is not None and head.attempt > place.attempt and not pinned:
+                place.attempt, place.offsets = place.attempt + 1, {}
+            elif head is not None and ended:
+                yield _end(head)
+                return
+            elif not await control.streams.turned(turn):
+                yield b": still here\n\n"
+
+
+def _streaming(content: AsyncIterator[bytes]) -> StreamingResponse:
+    return StreamingResponse(content, media_type="text/event-stream", headers=_HEADERS)
+
+
+def _end(head: Head) -> bytes:
+    return format_sse_event(event="end", data_str=StreamEnd(phase=head.phase).model_dump_json())
+
+
+def _wants_stream(request: Request, follow: bool) -> bool:
+    return follow or "text/event-stream" in request.headers.get("accept", "")
+
+
+def _number(last_event_id: str | None) -> int:
+    if not last_event_id:
+        return 0
+    if not last_event_id.isascii() or not last_event_id.isdigit() or len(last_event_id) > 16:
+        raise _bad_id()
+    return int(last_event_id)
+
+
+def _bad_id() -> Refusal:
+    message = "write the id of the last event that this stream has sent"
+    return Refusal(422, f"Last-Event-ID: {message}", [Problem("Last-Event-ID", message)])
+
+
+async def _exists(control: ControlPlane, job: str) -> int:
+    """The number of the job's newest attempt. Raises Refusal 404."""
+    with refusing():
+        async with control.database.reading() as session:
+            return (await jobs.get(session, job)).attempt

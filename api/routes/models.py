@@ -1,0 +1,141 @@
+"""Models: list, read, lineage, download, delete."""
+
+import asyncio
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path as FilePath
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+from starlette.responses import FileResponse, StreamingResponse
+
+from api.control import Control, ControlPlane
+from api.errors import Refusal, documented
+from api.routes.parameters import TEXT, After, Limit, refusing
+from api.store import models
+from api.store.pages import Slice
+from api.store.tables import ModelRow
+from api.views import LineageView, ModelFile, ModelView, Page
+from worker.contract.manifest import MANIFEST, Damaged, Manifest
+from worker.contract.manifest import read as read_manifest
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+_CHUNK = 2**20
+_BLOCK = tarfile.BLOCKSIZE
+ModelId = Annotated[
+    str, Path(max_length=80, pattern=TEXT, description="an id, `NAME` (the newest version) or `NAME@version`")
+]
+Word = Annotated[str | None, Query(max_length=63, pattern=TEXT)]
+
+
+@router.get("", responses=documented(422))
+async def listed(
+    control: Control, limit: Limit = 50, after: After = None, name: Word = None, kind: Word = None, job: Word = None
+) -> Page[ModelView]:
+    """A page of models, the newest first."""
+    with refusing():
+        async with control.database.reading() as session:
+            rows, following = await models.listed(session, name, kind, job, Slice(limit, after))
+    return Page[ModelView](data=[_view(control, row) for row in rows], next=following)
+
+
+@router.get("/{model}", responses=documented(404, 422))
+async def read(model: ModelId, control: Control) -> ModelView:
+    """One model."""
+    return _view(control, await _get(control, model))
+
+
+@router.get("/{model}/lineage", responses=documented(404, 422))
+async def lineage(model: ModelId, control: Control) -> LineageView:
+    """What the model was made from: job, attempt, checkpoint, data."""
+    row = await _get(control, model)
+    return LineageView(**_view(control, row).model_dump(), lineage=row.lineage)
+
+
+@router.get("/{model}/files", responses=documented(404, 409, 422))
+async def listed_files(model: ModelId, control: Control) -> Page[ModelFile]:
+    """The model's files with their hashes."""
+    _, manifest = await _folder(control, await _get(control, model))
+    return Page[ModelFile](
+        data=[ModelFile(path=name, **entry.model_dump()) for name, entry in sorted(manifest.files.items())]
+    )
+
+
+@router.get(
+    "/{model}/files/{path:path}",
+    response_class=FileResponse,
+    responses={200: {"content": {"application/octet-stream": {}}}, **documented(404, 409, 422)},
+)
+async def read_file(
+    model: ModelId, path: Annotated[str, Path(max_length=1024, pattern=TEXT)], control: Control
+) -> FileResponse:
+    """One file of the model, or its `manifest.json`."""
+    folder, manifest = await _folder(control, await _get(control, model))
+    # Only what the manifest names: no path can lead anywhere else.
+    if path not in manifest.files and path != MANIFEST:
+        raise Refusal(404, f"the model has no file {path[:200]!r}")
+    if not (folder / path).is_file():
+        raise Refusal(409, f"{path[:200]} is not in the store any more")
+    return FileResponse(folder / path, media_type="application/octet-stream", filename=path.rpartition("/")[2])
+
+
+@router.get(
+    "/{model}/download",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/x-tar": {}}}, **documented(404, 409, 422)},
+)
+async def download(model: ModelId, control: Control) -> StreamingResponse:
+    """The whole model as a tar archive."""
+    row = await _get(control, model)
+    folder, manifest = await _folder(control, row)
+    name = f"{row.name}-{row.version}" + ("" if row.kind == "model" else f"-{row.kind}")
+    headers = {"Content-Disposition": f'attachment; filename="{name}.tar"'}
+    return StreamingResponse(
+        _tar(folder, name, [MANIFEST, *sorted(manifest.files)]), headers=headers, media_type="application/x-tar"
+    )
+
+
+@router.delete("/{model}", status_code=204, responses=documented(404, 409, 422))
+async def delete(model: ModelId, control: Control) -> None:
+    """Deletes a model that no unfinished job needs."""
+    with refusing():
+        async with control.database.transaction() as session:
+            row = await models.delete(session, model)
+    await asyncio.to_thread(control.store.remove, row.path)
+
+
+async def _get(control: ControlPlane, model: str) -> ModelRow:
+    with refusing():
+        async with control.database.reading() as session:
+            return await models.get(session, model)
+
+
+async def _folder(control: ControlPlane, row: ModelRow) -> tuple[FilePath, Manifest]:
+    folder = control.store.inside(row.path)
+    try:
+        return folder, await asyncio.to_thread(read_manifest, folder)
+    except Damaged as error:
+        raise Refusal(409, f"the model is damaged in the store: {error}") from None
+
+
+def _view(control: ControlPlane, row: ModelRow) -> ModelView:
+    view = ModelView.model_validate(row)
+    return view.model_copy(update={"location": str(control.store.inside(row.path))})
+
+
+def _tar(folder: FilePath, name: str, paths: list[str]) -> Iterator[bytes]:
+    """A tar archive of the files, as a stream: each header, then the file, filled up to whole blocks."""
+    for path in paths:
+        with (folder / path).open("rb") as file:
+            entry = tarfile.TarInfo(f"{name}/{path}")
+            stat = (folder / path).stat()
+            entry.size, entry.mtime, entry.mode = stat.st_size, int(stat.st_mtime), 0o644
+            yield entry.tobuf(tarfile.PAX_FORMAT)
+            left = entry.size
+            while left and (chunk := file.read(min(_CHUNK, left))):
+                left -= len(chunk)
+                yield chunk
+            if left:
+                raise OSError(f"{path} became shorter while it was read")
+            yield bytes(-entry.size % _BLOCK)
+    yield bytes(2 * _BLOCK)

@@ -1,0 +1,74 @@
+"""What workers call, on a listener of its own. Every call carries its attempt's token."""
+
+from typing import Annotated, TypeVar
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel, ValidationError
+
+from api import bodies, openapi
+from api.control import Control
+from api.errors import Refusal, documented, invalid
+from api.store import reports
+from api.tokens import BadToken, Claim
+from worker.contract.check import problem
+from worker.contract.protocol import Answer, Finish, Report
+
+router = APIRouter(prefix="/worker/v1", tags=["worker"])
+Message = TypeVar("Message", bound=BaseModel)
+_ANSWERS = documented(400, 401, 409, 410, 413, 415, 422)
+_bearer = HTTPBearer(auto_error=False)
+
+
+async def _claim(
+    control: Control, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> Claim:
+    """Who calls. Raises Refusal 401."""
+    try:
+        if credentials is None:
+            raise BadToken("send the attempt's token as `Authorization: Bearer …`")
+        return await control.tokens.verify(credentials.credentials)
+    except BadToken as error:
+        raise Refusal(401, str(error), headers={"WWW-Authenticate": "Bearer"}) from None
+
+
+Caller = Annotated[Claim, Depends(_claim)]
+
+
+@router.post("/report", openapi_extra=openapi.body(Report), responses=_ANSWERS)
+async def report(request: Request, control: Control, caller: Caller) -> Answer:
+    """What an attempt has done since its last report; the answer says what is wanted of it."""
+    outcome = "refused"
+    try:
+        message = await _message(request, control, Report)
+        try:
+            async with control.database.transaction() as session:
+                accepted = await reports.accept(session, caller.job, caller.attempt, message)
+        except (reports.AttemptOver, reports.JobGone):
+            outcome = "over"
+            raise
+        outcome = "accepted"
+    finally:
+        control.telemetry.reports.labels(outcome).inc()
+    if accepted.first:
+        await control.wakeups.wake(caller.job)
+    return accepted.answer
+
+
+@router.post("/finish", openapi_extra=openapi.body(Finish), responses=_ANSWERS)
+async def finish(request: Request, control: Control, caller: Caller) -> Answer:
+    """An attempt's own word of its end. The first one counts."""
+    message = await _message(request, control, Finish)
+    async with control.database.transaction() as session:
+        first = await reports.finish(session, caller.job, caller.attempt, message)
+    if first:
+        await control.wakeups.wake(caller.job)
+    return Answer()
+
+
+async def _message(request: Request, control: Control, model: type[Message]) -> Message:
+    _, document = await bodies.read_json(request, control.settings.max_body)
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise invalid([problem(detail, model) for detail in error.errors()[:100]]) from None

@@ -1,0 +1,207 @@
+"""One process of the control plane: its listeners, its operator, and how it starts and stops."""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Generator
+from pathlib import Path
+from typing import IO, Literal
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from api.control import ControlPlane
+from api.main import create_app, create_worker_app
+from api.operator.leader import Leader
+from api.operator.local import LocalCluster
+from api.operator.reconciler import Operator
+from api.settings import Settings
+from api.store.migrate import migrate
+
+Role = Literal["all", "api", "operator"]
+log = logging.getLogger(__name__)
+
+
+class CannotStart(Exception):
+    """Why the control plane does not start, in a sentence."""
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: two servers run in one process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+class Running:
+    """A control plane that serves. `stop` makes `done` end."""
+
+    def __init__(self, control: ControlPlane, url: str | None, worker_url: str | None) -> None:
+        self.control, self.url, self.worker_url = control, url, worker_url
+        self.stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Asks it to end; may be called again."""
+        self.control.streams.close()
+        self.stopping.set()
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings, role: Role = "all") -> AsyncIterator[Running]:
+    """A control plane that is ready; stopped at the end. Workers run on. Raises CannotStart."""
+    _make(settings.data)
+    async with contextlib.AsyncExitStack() as stack:
+        if settings.sqlite:
+            stack.enter_context(_only_one(settings.data / "lock"))
+        control = ControlPlane.of(settings)
+        stack.push_async_callback(control.database.dispose)
+        stack.push_async_callback(control.wakeups.close)
+        await migrate(control.database)
+        await asyncio.to_thread(control.store.prepare)
+        url = worker_url = None
+        tasks: list[asyncio.Task[None]] = []
+        servers: list[_Server] = []
+        if role in ("all", "api"):
+            public, port = await _listen(create_app(control), settings, settings.host, settings.port, tasks)
+            servers.append(public)
+            workers, worker_port = await _listen(
+                create_worker_app(control), settings, settings.worker_host, settings.worker_port, tasks
+            )
+            servers.append(workers)
+            url, worker_url = _url(settings.host, port), _url(settings.worker_host, worker_port)
+            _write(settings.worker_url_file, worker_url)
+            tasks.append(asyncio.create_task(control.streams.run(), name="streams"))
+        this = Running(control, url, worker_url)
+        if role in ("all", "operator"):
+            tasks.append(asyncio.create_task(_operate(control, this.stopping), name="operator"))
+        for task in tasks:
+            # A part that dies takes the process with it: whoever started it starts it again, whole.
+            task.add_done_callback(lambda task: this.stop())
+        try:
+            yield this
+        finally:
+            this.stop()
+            for server in servers:
+                server.should_exit = True
+            _, late = await asyncio.wait(tasks, timeout=settings.shutdown_grace + 5)
+            for task in late:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+
+async def serve(settings: Settings, role: Role) -> None:
+    """Runs until SIGTERM or SIGINT. Raises CannotStart."""
+    loop = asyncio.get_running_loop()
+    early = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, early.set)
+    async with running(settings, role) as this:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, this.stop)
+        if early.is_set():
+            return
+        if this.url is not None:
+            print(
+                f"rlhf-operator listens on {this.url} (workers: {this.worker_url}, data: {settings.data})", flush=True
+            )
+        else:
+            print(f"rlhf-operator's operator runs (data: {settings.data})", flush=True)
+        await this.stopping.wait()
+        log.info("stopping; workers run on")
+
+
+async def _operate(control: ControlPlane, stop: asyncio.Event) -> None:
+    settings = control.settings
+    operator = Operator(
+        database=control.database,
+        cluster=LocalCluster(settings.data, settings.store_url, settings.worker_url_file),
+        wakeups=control.wakeups,
+        tokens=control.tokens,
+        # With SQLite the data folder's lock says that no other control plane is up.
+        leader=Leader(control.database, alone=settings.sqlite),
+        store=control.store.root,
+        places=settings.local_jobs,
+    )
+    await operator.run(stop)
+
+
+async def _listen(
+    app: ASGIApp, settings: Settings, host: str, port: int, tasks: list[asyncio.Task[None]]
+) -> tuple[_Server, int]:
+    """Starts a server, and gives it with its port once it accepts connections."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise CannotStart(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port") from None
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
+        timeout_keep_alive=75,
+    )
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]), name=f"listener of {host}:{port}")
+    tasks.append(task)
+    while not server.started:
+        if task.done():
+            await task
+            raise CannotStart(f"the listener on {host}:{port} ended before it began")
+        await asyncio.sleep(0.005)
+    return server, listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def _only_one(path: Path) -> Generator[None, None, None]:
+    """Holds the data folder's lock. Raises CannotStart, and names who holds it."""
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise CannotStart(
+                f"the data folder {path.parent} is in use by process {holder}; stop that one, or use another --data"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotStart(f"the data folder {folder} cannot be made: {error.strerror}") from None
+
+
+def _write(path: Path, url: str) -> None:
+    """Workers may read at any moment: they see the old address or the new one, whole."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    file: IO[str]
+    with temporary.open("w") as file:
+        file.write(url)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _url(host: str, port: int) -> str:
+    # Who listens everywhere is reached, from here, by loopback.
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"

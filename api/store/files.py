@@ -1,0 +1,73 @@
+"""Uploaded data files: rows here, bytes in the store."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.store import jobs
+from api.store.database import DEFAULT_PROJECT, utcnow
+from api.store.pages import Slice, page
+from api.store.tables import FileRow
+
+
+class NoSuchFile(LookupError):
+    """There is no file of this id."""
+
+
+async def add(
+    session: AsyncSession,
+    *,
+    id: str,
+    filename: str,
+    purpose: str,
+    kind: str,
+    rows: int,
+    bytes: int,
+    sha256: str,
+    path: str,
+) -> FileRow:
+    """Registers a file whose bytes are in the store."""
+    row = FileRow(
+        id=id,
+        project_id=DEFAULT_PROJECT,
+        filename=filename,
+        purpose=purpose,
+        kind=kind,
+        rows=rows,
+        bytes=bytes,
+        sha256=sha256,
+        path=path,
+        created_at=utcnow(),
+    )
+    session.add(row)
+    await session.flush()
+    return row
+
+
+async def get(session: AsyncSession, id: str) -> FileRow:
+    """One file. Raises NoSuchFile."""
+    row = await session.get(FileRow, id)
+    if row is None:
+        raise NoSuchFile(id)
+    return row
+
+
+async def listed(session: AsyncSession, purpose: str | None, part: Slice) -> tuple[Sequence[FileRow], str | None]:
+    """A page of files, and the cursor of the next. Raises BadCursor."""
+    query = select(FileRow).where(FileRow.project_id == DEFAULT_PROJECT)
+    if purpose is not None:
+        query = query.where(FileRow.purpose == purpose)
+    return await page(session, query, FileRow.created_at, FileRow.id, part)
+
+
+async def delete(session: AsyncSession, id: str) -> FileRow:
+    """Removes the row; the caller removes the bytes after the commit. Raises NoSuchFile, Conflict."""
+    # The lock waits for a job that is just being created with this file, and keeps others from it.
+    row = await session.scalar(select(FileRow).where(FileRow.id == id).with_for_update())
+    if row is None:
+        raise NoSuchFile(id)
+    if users := await jobs.unfinished_users(session, f"files/{id}"):
+        raise jobs.Conflict(f"the file is used by {', '.join(users[:5])}; delete it when they have ended")
+    await session.delete(row)
+    return row

@@ -1,0 +1,67 @@
+"""The curves of a job."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Select, and_, func, or_, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.store.tables import CheckpointRow, MetricRow
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which points of a job: of these names (empty: all), of one attempt, with the superseded ones or without."""
+
+    names: Sequence[str] = ()
+    attempt: int | None = None
+    superseded: bool = False
+
+
+async def page(session: AsyncSession, job: str, choice: Choice, *, after: int, limit: int) -> Sequence[MetricRow]:
+    """Points in the order they came, after row `after`."""
+    query = _of(job, choice).where(MetricRow.id > after)
+    return (await session.scalars(query.order_by(MetricRow.id).limit(limit))).all()
+
+
+async def thinned(session: AsyncSession, job: str, choice: Choice, *, points: int) -> Sequence[MetricRow]:
+    """At most `points` points a name, evenly spaced by rank of step, the first and the last among them."""
+    chosen = _of(job, choice).subquery()
+    numbered = select(
+        chosen.c.id,
+        (func.row_number().over(partition_by=chosen.c.name, order_by=(chosen.c.step, chosen.c.id)) - 1).label("rank"),
+        (func.count().over(partition_by=chosen.c.name) - 1).label("last"),
+    ).subquery()
+    # A point is kept where its bucket is another than that of the point before.
+    bucket = numbered.c.rank * (points - 1) // func.nullif(numbered.c.last, 0)
+    previous = (numbered.c.rank - 1) * (points - 1) // func.nullif(numbered.c.last, 0)
+    kept = select(numbered.c.id).where(or_(numbered.c.last < points, numbered.c.rank == 0, bucket != previous))
+    query = select(MetricRow).where(MetricRow.id.in_(kept))
+    return (await session.scalars(query.order_by(MetricRow.name, MetricRow.step, MetricRow.id))).all()
+
+
+async def after(session: AsyncSession, cursors: dict[str, int], limit: int) -> Sequence[MetricRow]:
+    """The points of each job after its cursor, in the order they came, at most `limit` in all.
+
+    Within a job row ids grow in the order of commits, since a report holds the lock of the job's row.
+    """
+    wanted = or_(*(and_(MetricRow.job_id == job, MetricRow.id > id) for job, id in cursors.items()))
+    query = select(MetricRow).where(wanted).order_by(MetricRow.id).limit(limit)
+    return (await session.scalars(query)).all()
+
+
+async def checkpoints(session: AsyncSession, job: str) -> Sequence[CheckpointRow]:
+    """All checkpoints, oldest first, the pruned ones too."""
+    query = select(CheckpointRow).where(CheckpointRow.job_id == job)
+    return (await session.scalars(query.order_by(CheckpointRow.attempt, CheckpointRow.step))).all()
+
+
+def _of(job: str, choice: Choice) -> Select[MetricRow]:
+    query = select(MetricRow).where(MetricRow.job_id == job)
+    if choice.names:
+        query = query.where(MetricRow.name.in_(choice.names))
+    if choice.attempt is not None:
+        query = query.where(MetricRow.attempt == choice.attempt)
+    if not choice.superseded:
+        query = query.where(MetricRow.superseded.is_(False))
+    return query

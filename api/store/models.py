@@ -1,0 +1,62 @@
+"""Registered models: rows here, weights in the store. The operator registers them."""
+
+import re
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.store import jobs
+from api.store.database import DEFAULT_PROJECT
+from api.store.pages import Slice, page
+from api.store.tables import ModelRow
+
+_NAMED = re.compile(r"([a-z0-9][a-z0-9._-]{0,62})(?:@([1-9][0-9]{0,8}))?")
+
+
+class NoSuchModel(LookupError):
+    """There is no such model."""
+
+
+async def get(session: AsyncSession, wanted: str, *, lock: bool = False) -> ModelRow:
+    """A model by its id, its `NAME` (the newest version) or `NAME@version`. Raises NoSuchModel."""
+    query = select(ModelRow).where(ModelRow.project_id == DEFAULT_PROJECT)
+    row = await session.scalar((query.with_for_update() if lock else query).where(ModelRow.id == wanted))
+    if row is not None:
+        return row
+    found = _NAMED.fullmatch(wanted)
+    if found is None:
+        raise NoSuchModel(wanted)
+    query = query.where(ModelRow.name == found[1])
+    if found[2]:
+        query = query.where(ModelRow.version == int(found[2]))
+    # A LoRA job hands over both kinds as one version: the whole model is what its name means.
+    query = query.order_by(ModelRow.version.desc(), ModelRow.kind.desc()).limit(1)
+    row = await session.scalar(query.with_for_update() if lock else query)
+    if row is None:
+        raise NoSuchModel(wanted)
+    return row
+
+
+async def listed(
+    session: AsyncSession, name: str | None, kind: str | None, job: str | None, part: Slice
+) -> tuple[Sequence[ModelRow], str | None]:
+    """A page of models, and the cursor of the next. Raises BadCursor."""
+    query = select(ModelRow).where(ModelRow.project_id == DEFAULT_PROJECT)
+    if name is not None:
+        query = query.where(ModelRow.name == name)
+    if kind is not None:
+        query = query.where(ModelRow.kind == kind)
+    if job is not None:
+        query = query.where(ModelRow.job_id == job)
+    return await page(session, query, ModelRow.created_at, ModelRow.id, part)
+
+
+async def delete(session: AsyncSession, wanted: str) -> ModelRow:
+    """Removes the row; the caller removes the folder after the commit. Raises NoSuchModel, Conflict."""
+    row = await get(session, wanted, lock=True)
+    reference = f"models/{row.name}@{row.version}"
+    if row.kind == "model" and (users := await jobs.unfinished_users(session, reference)):
+        raise jobs.Conflict(f"the model is used by {', '.join(users[:5])}; delete it when they have ended")
+    await session.delete(row)
+    return row

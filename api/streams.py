@@ -1,0 +1,226 @@
+"""Server-sent events: one poll of the database every half second feeds all streams of the process."""
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.domain.job import FINAL, Phase
+from api.store import events, metrics
+from api.store.database import Database
+from api.store.tables import EventRow, JobRow, MetricRow
+
+POLL = 0.5
+HEARTBEAT = 15.0
+_BUFFER = 2000
+_PAGE = 500
+_BATCH = 5000
+# Cursors in one query.
+_CHUNK = 200
+
+Row = TypeVar("Row", EventRow, MetricRow)
+Kind = Literal["events", "metrics", "logs"]
+log = logging.getLogger(__name__)
+
+
+class Head(NamedTuple):
+    """Where a job is, as the last poll saw it."""
+
+    phase: Phase
+    attempt: int
+    over: bool
+    """No more rows will come."""
+
+
+class Source(NamedTuple, Generic[Row]):
+    """How rows of one kind are read and numbered."""
+
+    after: Callable[[AsyncSession, dict[str, int], int], Awaitable[Sequence[Row]]]
+    number: Callable[[Row], int]
+    newest: Callable[[AsyncSession, Sequence[str]], Awaitable[dict[str, int]]]
+
+
+async def _newest_events(session: AsyncSession, jobs: Sequence[str]) -> dict[str, int]:
+    rows = await session.execute(select(JobRow.id, JobRow.event_count).where(JobRow.id.in_(jobs)))
+    return {id: count for id, count in rows}
+
+
+async def _newest_metrics(session: AsyncSession, jobs: Sequence[str]) -> dict[str, int]:
+    query = select(MetricRow.job_id, func.max(MetricRow.id)).where(MetricRow.job_id.in_(jobs))
+    return {id: newest for id, newest in await session.execute(query.group_by(MetricRow.job_id))}
+
+
+EVENTS = Source(events.after, lambda row: row.number, _newest_events)
+METRICS = Source(metrics.after, lambda row: row.id, _newest_metrics)
+SOURCES: dict[Kind, Source[Any]] = {"events": EVENTS, "metrics": METRICS}
+
+
+@dataclass
+class Topic:
+    """What the poll keeps for all streams of one kind on one job."""
+
+    floor: float = math.inf
+    """All rows after this number are in `rows`; infinite until the first poll."""
+    rows: deque[Any] = field(default_factory=lambda: deque(maxlen=_BUFFER))
+    cursor: int = 0
+    head: Head | None = None
+    turn: asyncio.Event = field(default_factory=asyncio.Event)
+    watchers: int = 0
+
+    def advance(self) -> None:
+        """Wakes all who wait for this topic."""
+        turn, self.turn = self.turn, asyncio.Event()
+        turn.set()
+
+
+class Streams:
+    """All streams of this process. `run` is its poll; `close` ends every stream."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._topics: dict[tuple[Kind, str], Topic] = {}
+        self._new = asyncio.Event()
+        self.closing = False
+
+    @property
+    def open(self) -> int:
+        """How many streams there are."""
+        return sum(topic.watchers for topic in self._topics.values())
+
+    async def run(self) -> None:
+        """Polls for as long as there are streams, until `close`."""
+        while not self.closing:
+            if not self._topics:
+                await self._new.wait()
+            self._new.clear()
+            try:
+                more = await self._poll()
+            except Exception:
+                # A stream outlives a database that is away for a while.
+                log.exception("the streams' poll failed")
+                more = False
+            if not more:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(POLL):
+                        await self._new.wait()
+
+    def close(self) -> None:
+        """Ends all streams."""
+        self.closing = True
+        self._new.set()
+        for topic in self._topics.values():
+            topic.advance()
+
+    async def rows(self, kind: Kind, job: str, cursor: int) -> AsyncIterator[Sequence[Any] | Head]:
+        """A job's rows after `cursor`: batches as they come (an empty one: still here), then the Head when it is over.
+
+        Ends without a Head at shutdown. No session is held between batches.
+        """
+        source = SOURCES[kind]
+        with self.topic(kind, job) as topic:
+            while not self.closing:
+                turn, head = topic.turn, topic.head
+                if cursor < topic.floor:
+                    async with self._database.reading() as session:
+                        batch = await source.after(session, {job: cursor}, _PAGE)
+                    if not batch and topic.floor < math.inf:
+                        cursor = max(cursor, int(topic.floor))
+                        continue
+                else:
+                    batch = [row for row in topic.rows if source.number(row) > cursor][:_PAGE]
+                if batch:
+                    cursor = source.number(batch[-1])
+                    yield batch
+                elif head is not None and head.over:
+                    yield head
+                    return
+                elif not await self.turned(turn):
+                    yield []
+
+    async def turned(self, turn: asyncio.Event) -> bool:
+        """Waits for a poll that brings something; False: it is time to say that the stream lives."""
+        try:
+            async with asyncio.timeout(HEARTBEAT):
+                await turn.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def topic(self, kind: Kind, job: str) -> Any:
+        """The topic, for as long as somebody watches it."""
+        topic = self._topics.setdefault((kind, job), Topic())
+        topic.watchers += 1
+        self._new.set()
+        try:
+            yield topic
+        finally:
+            topic.watchers -= 1
+            if topic.watchers == 0:
+                self._topics.pop((kind, job), None)
+
+    async def _poll(self) -> bool:
+        """Brings all topics up to date; gives whether there is more to read at once."""
+        topics = dict(self._topics)
+        if not topics:
+            return False
+        more = False
+        async with self._database.reading() as session:
+            # Heads first: rows that are read after a final phase was seen are all there will ever be.
+            heads = await _heads(session, sorted({job for _, job in topics}))
+            changed: set[tuple[Kind, str]] = set()
+            for kind, source in SOURCES.items():
+                mine = {job: topic for (k, job), topic in topics.items() if k == kind}
+                more |= await _read(session, kind, source, mine, changed)
+        for (kind, job), topic in topics.items():
+            head = heads.get(job, Head(Phase.CANCELLED, 0, True))
+            # Logs have no rows: their streams look at the files at every turn.
+            if (kind, job) in changed or head != topic.head or kind == "logs":
+                topic.head = None if more else head
+                topic.advance()
+        return more
+
+
+async def _heads(session: AsyncSession, jobs: list[str]) -> dict[str, Head]:
+    found = {}
+    for start in range(0, len(jobs), _CHUNK):
+        query = select(JobRow.id, JobRow.phase, JobRow.attempt, JobRow.retry_requested, JobRow.deleted_at)
+        for row in await session.execute(query.where(JobRow.id.in_(jobs[start : start + _CHUNK]))):
+            phase = Phase(row.phase)
+            over = row.deleted_at is not None or (phase in FINAL and not row.retry_requested)
+            found[row.id] = Head(phase, row.attempt, over)
+    return found
+
+
+async def _read(
+    session: AsyncSession, kind: Kind, source: Source[Any], topics: dict[str, Topic], changed: set[tuple[Kind, str]]
+) -> bool:
+    """Reads what is new into the topics; gives whether a full batch came."""
+    more = False
+    fresh = [job for job, topic in topics.items() if topic.floor == math.inf]
+    if fresh:
+        newest = await source.newest(session, fresh)
+        for job in fresh:
+            topics[job].cursor = newest.get(job, 0)
+            topics[job].floor = topics[job].cursor
+            changed.add((kind, job))
+    jobs = list(topics)
+    for start in range(0, len(jobs), _CHUNK):
+        cursors = {job: topics[job].cursor for job in jobs[start : start + _CHUNK]}
+        rows = await source.after(session, cursors, _BATCH)
+        more |= len(rows) == _BATCH
+        for row in rows:
+            topic = topics[row.job_id]
+            if len(topic.rows) == topic.rows.maxlen:
+                topic.floor = source.number(topic.rows[0])
+            topic.rows.append(row)
+            topic.cursor = source.number(row)
+            changed.add((kind, row.job_id))
+    return more

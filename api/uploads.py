@@ -1,0 +1,194 @@
+"""Uploads: multipart, streamed to the store, each line checked and hashed as it comes."""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from api.errors import Refusal, invalid
+from api.folder import sync_folder
+from worker.contract.check import Problem
+from worker.contract.rows import MAX_LINE_BYTES, BadRow, RowChecker
+
+# Lines are checked in a thread, this many bytes a time: the loop goes on answering others.
+_BATCH = 256 * 1024
+_MAX_FIELD = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """A data file that is whole and right, at its temporary place."""
+
+    filename: str
+    purpose: str
+    kind: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class Receiver:
+    """Takes a data file's bytes: writes, hashes and checks them. Remove `path` if it fails."""
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self.path, self.limit = path, limit
+        self.bytes = 0
+        self._hash = hashlib.sha256()
+        self._rows = RowChecker()
+        self._rest = bytearray()
+        self._file: IO[bytes] = path.open("xb")
+
+    def take(self, data: bytes) -> None:
+        """The next bytes. Raises Refusal: too large, or a line that is no row."""
+        self.bytes += len(data)
+        if self.bytes > self.limit:
+            raise Refusal(413, f"the file is larger than {self.limit} bytes", headers={"Connection": "close"})
+        self._hash.update(data)
+        self._file.write(data)
+        self._rest += data
+        if b"\n" in data:
+            *lines, rest = bytes(self._rest).split(b"\n")
+            self._rest = bytearray(rest)
+            for line in lines:
+                self._check(line)
+        elif len(self._rest) > MAX_LINE_BYTES:
+            # The check says so itself; what matters is not to wait for the line's end.
+            self._check(bytes(self._rest))
+
+    def end(self) -> tuple[str, int, str]:
+        """Kind, rows and SHA-256, once all bytes are on disk. Raises Refusal."""
+        if self._rest:
+            self._check(bytes(self._rest))
+        try:
+            summary = self._rows.summary()
+        except BadRow as error:
+            raise invalid([Problem("file", str(error))]) from None
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return summary.kind, summary.rows, self._hash.hexdigest()
+
+    def discard(self) -> None:
+        """Leaves nothing behind."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+    def keep(self, final: Path) -> None:
+        """Moves the file to its place."""
+        self.path.rename(final)
+        sync_folder(final.parent)
+
+    def _check(self, line: bytes) -> None:
+        try:
+            self._rows.feed(line)
+        except BadRow as error:
+            raise invalid([Problem("file", str(error))]) from None
+
+
+class Form:
+    """A multipart form with the parts `purpose` and `file`, in any order; the file goes to its receiver."""
+
+    def __init__(self, content_type: str, receiver: Receiver) -> None:
+        media, options = parse_options_header(content_type)
+        boundary = options.get(b"boundary")
+        if media != b"multipart/form-data" or not boundary:
+            raise Refusal(415, "send multipart/form-data with the parts `purpose` and `file`")
+        self.receiver = receiver
+        self.filename: str | None = None
+        self._fields: dict[str, bytearray] = {}
+        self._headers: dict[bytes, bytes] = {}
+        self._name = self._header = self._value = b""
+        self._ended = False
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": self._on_field,
+                "on_header_value": self._on_value,
+                "on_header_end": self._on_header,
+                "on_headers_finished": self._on_headers,
+                "on_part_data": self._on_data,
+                "on_end": self._on_end,
+            },
+        )
+
+    def take(self, data: bytes) -> None:
+        """The next bytes of the body. Raises Refusal."""
+        try:
+            self._parser.write(data)
+        except FormParserError as error:
+            raise Refusal(400, f"the form is malformed: {error}") from None
+
+    def end(self) -> Uploaded:
+        """What was uploaded. Raises Refusal."""
+        if not self._ended:
+            raise Refusal(400, "the form ended too early")
+        problems = []
+        purpose = self._fields.get("purpose", bytearray()).decode("utf-8", "replace")
+        if not purpose or len(purpose) > 32 or not purpose.replace("-", "").replace("_", "").isalnum():
+            problems.append(Problem("purpose", "write a word of at most 32 letters, such as train or eval"))
+        if self.filename is None:
+            problems.append(Problem("file", "is required: a part with a filename"))
+        if problems:
+            raise invalid(problems)
+        kind, rows, sha256 = self.receiver.end()
+        name = (self.filename or "").replace("\\", "/").rpartition("/")[2][-255:] or "upload.jsonl"
+        return Uploaded(name, purpose, kind, rows, self.receiver.bytes, sha256)
+
+    def _begin(self) -> None:
+        self._headers, self._header, self._value = {}, b"", b""
+
+    def _on_field(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _on_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _on_header(self) -> None:
+        self._headers[self._header.lower()] = self._value
+        self._header = self._value = b""
+
+    def _on_headers(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        self._name = options.get(b"name", b"")
+        if self._name == b"file":
+            if self.filename is not None:
+                raise invalid([Problem("file", "give it once")])
+            filename = options.get(b"filename", b"upload.jsonl").decode("utf-8", "replace")
+            self.filename = filename.replace("\x00", "")
+        elif self._name != b"purpose":
+            name = self._name.decode("utf-8", "replace")[:80]
+            raise invalid([Problem(name or "(no name)", "unknown part; known: file, purpose")])
+
+    def _on_data(self, data: bytes, start: int, end: int) -> None:
+        if self._name == b"file":
+            self.receiver.take(data[start:end])
+            return
+        field = self._fields.setdefault(self._name.decode(), bytearray())
+        field += data[start:end]
+        if len(field) > _MAX_FIELD:
+            raise invalid([Problem("purpose", "is too long")])
+
+    def _on_end(self) -> None:
+        self._ended = True
+
+
+async def receive(chunks: AsyncIterator[bytes], form: Form) -> Uploaded:
+    """Feeds a request's body to the form. Raises Refusal; the caller discards the receiver then."""
+    batch: list[bytes] = []
+    size = 0
+    async for chunk in chunks:
+        batch.append(chunk)
+        size += len(chunk)
+        if size >= _BATCH:
+            await asyncio.to_thread(form.take, b"".join(batch))
+            batch, size = [], 0
+    if batch:
+        await asyncio.to_thread(form.take, b"".join(batch))
+    return await asyncio.to_thread(form.end)

@@ -1,0 +1,205 @@
+"""What callers are shown: the JSON shapes of everything the API answers with."""
+
+import hashlib
+from datetime import datetime
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+from api.domain.job import Desired, Fault, Phase, Reason
+from api.store.tables import JobRow
+from worker.contract.order import Input
+from worker.contract.protocol import Activity, Level, Progress, Termination
+from worker.contract.rows import RowKind
+
+
+def _rfc3339(at: datetime) -> str:
+    return at.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+Time = Annotated[datetime, PlainSerializer(_rfc3339, when_used="json")]
+# Already checked when it was stored: shown as it is, described as what it is.
+Spec = Annotated[dict[str, Any], WithJsonSchema({"$ref": "#/components/schemas/JobSpec"})]
+Item = TypeVar("Item")
+
+
+class View(BaseModel):
+    """Made from a row by the names of its columns."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+class Page(View, Generic[Item]):
+    """A part of a list. `next`, given as `after`, leads to the part that follows; null: this was the last."""
+
+    data: list[Item]
+    next: str | None = None
+
+
+class OutputModel(View):
+    """A model that a job has handed over."""
+
+    id: str
+    name: str
+    version: int
+    kind: str
+
+
+class JobView(View):
+    """A job, whole."""
+
+    id: str = Field(examples=["job-k3v7qd2mzxna"])
+    name: str
+    stage: str
+    phase: Phase
+    phase_since: Time
+    reason: Reason | None = Field(description="why it is in its phase")
+    fault: Fault | None = Field(description="whose failure it was")
+    message: str = Field(description="a sentence for a person")
+    desired: Desired = Field(description="what its owner wants")
+    priority: int
+    attempt: int = Field(description="the number of the newest attempt; 0: none yet")
+    progress: Progress | None
+    activity: Activity | None
+    metadata: dict[str, str]
+    spec: Spec = Field(description="with all defaults filled in; durations in seconds")
+    inputs: dict[str, Input] = Field(description="what the spec's references were resolved to")
+    created_at: Time
+    started_at: Time | None
+    finished_at: Time | None
+    generation: int = Field(description="counts the changes that its owner made")
+    cloned_from: str | None
+    models: list[OutputModel] = Field(description="what it has handed over")
+
+    @classmethod
+    def of(cls, row: JobRow, models: list[OutputModel]) -> "JobView":
+        """The view of a row."""
+        return cls.model_validate({**vars(row), "metadata": row.metadata_, "models": models})
+
+    @property
+    def etag(self) -> str:
+        """`"<generation>.<hash>"`: If-Match looks at the generation alone, which reports do not change; If-None-Match
+        at the whole, so that a 304 is never said of a job that has moved on."""
+        digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        return f'"{self.generation}.{digest[:12]}"'
+
+
+class DryRun(View):
+    """What a POST of this spec would have made."""
+
+    spec: Spec
+    inputs: dict[str, Input]
+
+
+class AttemptView(View):
+    """One try at a job."""
+
+    number: int
+    object_name: str
+    uid: str | None
+    created_at: Time
+    accepted_at: Time | None = Field(description="when its first report was answered")
+    ended_at: Time | None
+    reported_at: Time | None
+    progressed_at: Time | None
+    began_with_step: int | None = Field(description="the newest checkpoint of the job when it began")
+    resumed_from: int | None = Field(description="the step it went on from, in its own words")
+    exit_code: int | None
+    reason: Reason | None
+    fault: Fault | None
+    message: str
+    progress: Progress | None
+    termination: Termination | None = Field(description="its last words")
+
+
+class EventView(View):
+    """Something that a person should read."""
+
+    number: int = Field(description="counts from 1 within the job, without a gap")
+    at: Time
+    type: str = Field(examples=["CheckpointSaved"])
+    level: Level
+    source: str = Field(description="api, operator or worker")
+    message: str
+    attempt: int | None
+    step: int | None
+
+
+class MetricView(View):
+    """One point of one curve."""
+
+    id: int = Field(description="grows within the job; an SSE id")
+    name: str = Field(examples=["train/loss"])
+    step: int
+    value: float
+    at: Time
+    attempt: int
+    superseded: bool = Field(description="a later attempt went on from before this step, and made it again")
+
+
+class LogLine(View):
+    """A part of a log, as a server-sent event carries it: whole lines."""
+
+    attempt: int
+    rank: int
+    text: str
+
+
+class CheckpointView(View):
+    """A checkpoint in the store."""
+
+    attempt: int
+    step: int
+    path: str
+    bytes: int
+    sha256: str = Field(description="of its manifest")
+    at: Time
+    pruned_at: Time | None = Field(description="when it was removed for newer ones")
+
+
+class FileView(View):
+    """An uploaded data file."""
+
+    id: str
+    filename: str
+    purpose: str
+    kind: RowKind = Field(description="what its rows are")
+    rows: int
+    bytes: int
+    sha256: str
+    created_at: Time
+
+
+class ModelView(View):
+    """A registered model."""
+
+    id: str
+    name: str
+    version: int
+    kind: str = Field(description="`model` stands on its own; `adapter` is a LoRA adapter for its base")
+    job_id: str
+    attempt: int
+    bytes: int
+    sha256: str = Field(description="of its manifest")
+    created_at: Time
+    location: str | None = Field(default=None, description="its folder, on the control plane's machine")
+
+
+class LineageView(ModelView):
+    """A model, and what it was made from."""
+
+    lineage: dict[str, Any]
+
+
+class ModelFile(View):
+    """One file of a model."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class StreamEnd(View):
+    """The last event of a stream: the job is final, and everything was sent."""
+
+    phase: Phase

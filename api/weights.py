@@ -1,0 +1,108 @@
+"""What can be known of a model by its files, without torch: what it is, its hash, its positions."""
+
+import json
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from worker.contract.manifest import tree_hash
+
+# Names that architectures give to the number of their positions.
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
+
+
+class NotAModel(ValueError):
+    """A file or folder that no model can be read from, with what is missing."""
+
+
+class Known(NamedTuple):
+    """A model's hash, and the longest sequence it can take (None: it does not say)."""
+
+    sha256: str
+    positions: int | None
+
+
+class Weights:
+    """Looks at models, and remembers those whose files have not changed since: a hash of gigabytes takes seconds."""
+
+    def __init__(self, remembered: int = 256) -> None:
+        self._known: OrderedDict[tuple[Any, ...], Known] = OrderedDict()
+        self._remembered = remembered
+        self._lock = threading.Lock()
+
+    def look(self, path: Path, *, tokenizer_only: bool = False) -> Known:
+        """Blocks for as long as hashing takes. Raises NotAModel, OSError."""
+        stamp = _stamp(path)
+        with self._lock:
+            if (known := self._known.get(stamp)) is not None:
+                self._known.move_to_end(stamp)
+                return known
+        positions = None if tokenizer_only else _inspect(path)
+        known = Known(tree_hash(path), positions)
+        if not tokenizer_only:
+            with self._lock:
+                self._known[stamp] = known
+                while len(self._known) > self._remembered:
+                    self._known.popitem(last=False)
+        return known
+
+
+def positions_of(config: Any) -> int | None:
+    """The number of positions in a transformers configuration."""
+    if not isinstance(config, dict):
+        return None
+    for name in _POSITIONS:
+        if isinstance(value := config.get(name), int) and value > 0:
+            return value
+    # Models of more than text have their language model's configuration inside.
+    return positions_of(config.get("text_config"))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A `config.json`. Raises NotAModel."""
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        raise NotAModel(f"{path.name} cannot be read as JSON") from None
+    if not isinstance(config, dict):
+        raise NotAModel(f"{path.name} is not a JSON object")
+    return config
+
+
+def _inspect(path: Path) -> int | None:
+    if path.is_file():
+        return _gguf_positions(path)
+    if (path / "config.json").is_file():
+        if not any(path.glob("*.safetensors")):
+            raise NotAModel("has no .safetensors file; weights are never read from pickles")
+        return positions_of(read_config(path / "config.json"))
+    if len(files := sorted(path.glob("*.gguf"))) == 1:
+        return _gguf_positions(files[0])
+    if (path / "adapter_config.json").is_file():
+        raise NotAModel("holds an adapter; give the merged model")
+    raise NotAModel("is not a model's folder: it needs config.json and .safetensors, or one .gguf file")
+
+
+def _gguf_positions(path: Path) -> int | None:
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise NotAModel("is not a GGUF file; give a folder with config.json, or a .gguf file")
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        architecture = reader.fields["general.architecture"].contents()
+        field = reader.fields.get(f"{architecture}.context_length")
+        return int(field.contents()) if field is not None else None
+    except (ValueError, KeyError, IndexError, AttributeError, OverflowError, TypeError) as error:
+        raise NotAModel(f"is a damaged GGUF file: {error}") from None
+
+
+def _stamp(path: Path) -> tuple[Any, ...]:
+    """What changes when any file of the model does."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return (
+        str(path),
+        *((str(p), s.st_size, s.st_mtime_ns, s.st_ino, s.st_ctime_ns) for p in files for s in [p.stat()]),
+    )
