@@ -12,6 +12,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from api.store.reports import AttemptOver, JobGone, Misplaced
 from worker.contract.check import Problem
@@ -86,8 +87,11 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        detail = error.detail if error.detail != HTTPStatus(error.status_code).phrase else _sentence(request, error)
-        return response(error.status_code, detail, (), dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = _allowed(request)
+        detail = error.detail if error.detail != HTTPStatus(error.status_code).phrase else _sentence(request, headers)
+        return response(error.status_code, detail or error.detail, (), headers)
 
     @app.exception_handler(RequestValidationError)
     async def unprocessable(request: Request, error: RequestValidationError) -> Response:
@@ -122,12 +126,17 @@ def install(app: FastAPI) -> None:
         return response(500, "something went wrong here; the control plane's log says what")
 
 
-def _sentence(request: Request, error: HTTPException) -> str:
-    if error.status_code == 404:
-        return f"there is nothing at {request.url.path[:200]}"
-    if error.status_code == 405:
-        return f"{request.method} is not possible here; possible: {(error.headers or {}).get('Allow', 'nothing')}"
-    return str(error.detail)
+def _sentence(request: Request, headers: dict[str, str]) -> str:
+    if "Allow" in headers:
+        return f"{request.method[:20]} is not possible here; possible: {headers['Allow']}"
+    return f"there is nothing at {request.url.path[:200]}"
+
+
+def _allowed(request: Request) -> str:
+    """All methods of a path: Starlette names those of the first route alone."""
+    routes: list[Route] = request.app.state.routes
+    methods = {m for r in routes if r.path_regex.match(request.url.path) for m in r.methods or ()}
+    return ", ".join(sorted(methods))
 
 
 def _printable(text: str) -> str:

@@ -1,6 +1,6 @@
 """The two applications: the public one, and the workers'. Both stand on one `ControlPlane`."""
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -41,10 +41,7 @@ class LoopbackOnly:
 def create_app(control: ControlPlane) -> FastAPI:
     """The public API."""
     app = FastAPI(title="rlhf-operator", version=VERSION, redoc_url=None)
-    app.state.control = control
-    for router in (jobs.router, intents.router, history.router, files.router, models.router, health.router):
-        app.include_router(router)
-    errors.install(app)
+    _fill(app, control, jobs.router, intents.router, history.router, files.router, models.router, health.router)
     openapi.install(app)
     app.add_middleware(LoopbackOnly)
     app.add_middleware(Counting, telemetry=control.telemetry)
@@ -54,11 +51,17 @@ def create_app(control: ControlPlane) -> FastAPI:
 def create_worker_app(control: ControlPlane) -> FastAPI:
     """The workers' API, which may be reached from other machines."""
     app = FastAPI(title="rlhf-operator, for workers", version=VERSION, docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.control = control
-    app.include_router(worker.router)
-    errors.install(app)
+    _fill(app, control, worker.router)
     app.add_middleware(Counting, telemetry=control.telemetry)
     return app
+
+
+def _fill(app: FastAPI, control: ControlPlane, *routers: APIRouter) -> None:
+    app.state.control = control
+    app.state.routes = [route for router in routers for route in router.routes]
+    for router in routers:
+        app.include_router(router)
+    errors.install(app)
 
 
 def _host(netloc: str) -> str:

@@ -48,6 +48,9 @@ def install(app: FastAPI) -> None:
             )
             for name, definition in definitions["$defs"].items():
                 schemas.setdefault(name, definition)
+            for definition in schemas.values():
+                if definition.get("properties", {}).get("spec", {}).get("title") == "JobSpec":
+                    definition["properties"]["spec"] = {"$ref": "#/components/schemas/JobSpec"}
             schemas.pop("HTTPValidationError", None)
             schemas.pop("ValidationError", None)
             for path in schema["paths"].values():

@@ -106,6 +106,7 @@ async def serve(settings: Settings, role: Role) -> None:
     async with running(settings, role) as this:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, this.stop)
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
         if early.is_set():
             return
         if this.url is not None:

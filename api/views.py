@@ -18,8 +18,8 @@ def _rfc3339(at: datetime) -> str:
 
 
 Time = Annotated[datetime, PlainSerializer(_rfc3339, when_used="json")]
-# Already checked when it was stored: shown as it is, described as what it is.
-Spec = Annotated[dict[str, Any], WithJsonSchema({"$ref": "#/components/schemas/JobSpec"})]
+# Already checked when it was stored: shown as it is, described (by api.openapi) as what it is.
+Spec = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "title": "JobSpec"})]
 Item = TypeVar("Item")
 
 

