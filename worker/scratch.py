@@ -19,7 +19,8 @@ def from_scratch(
 ) -> PreTrainedModel:
     """A model of `dtype`, its weights drawn from `seed` alone, in fp32.
 
-    Raises BadSpec for a configuration that makes no model. The vocabulary and the special tokens are the tokenizer's. The random state outside is left as it was.
+    Raises BadSpec for a configuration that makes no model. The vocabulary and the special tokens are the tokenizer's;
+    the random state outside is left as it was.
     """
     config = _config(dict(scratch.config), tokenizer)
     with torch.random.fork_rng(devices=[]):
