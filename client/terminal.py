@@ -12,11 +12,13 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from client.problems import ApiError, Problem, Unreachable
 from worker.contract.check import InvalidSpec
 
-out = Console(highlight=False)
+# A pipe has no width: what goes into it is not cut to one.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
 err = Console(stderr=True, highlight=False)
 
 # Exit codes: 0 done, 1 the job (or the server) says no, 2 wrong use or an invalid spec, 3 nobody answers.
@@ -96,13 +98,22 @@ def clock(at: datetime) -> str:
 
 
 def table(columns: dict[str, str], rows: Iterable[Iterable[str]], empty: str) -> None:
-    """A table without lines; `columns`: title -> `left` or `right`. Where nothing is there, a sentence."""
+    """A table without lines; `columns`: title -> `left`, `right`, `wrap` or `cut` (to what is left of the line).
+
+    Where nothing is there, the sentence `empty`.
+    """
     grid = Table(box=None, pad_edge=False, header_style="bold dim", padding=(0, 2, 0, 0))
     for title, side in columns.items():
-        grid.add_column(title, justify="right" if side == "right" else "left", no_wrap=side != "wrap")
+        # Where the line is too short, a sentence gives way, and never an id.
+        grid.add_column(title, justify="right" if side == "right" else "left", no_wrap=side in ("left", "right"))
+    cut = [index for index, side in enumerate(columns.values()) if side == "cut"]
     count = 0
     for row in rows:
-        grid.add_row(*row)
+        cells: list[str | Text] = list(row)
+        for index in cut:
+            cells[index] = Text.from_markup(str(cells[index]), overflow="ellipsis")
+            cells[index].no_wrap = True  # type: ignore[union-attr]
+        grid.add_row(*cells)
         count += 1
     if count:
         out.print(grid)

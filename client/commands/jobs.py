@@ -51,7 +51,7 @@ def list_jobs(
             "step": "right",
             "attempt": "right",
             "age": "right",
-            "reason": "wrap",
+            "reason": "cut",
         },
         (
             (
@@ -62,7 +62,7 @@ def list_jobs(
                 progress_of(j),
                 str(j.attempt or ""),
                 age(j.created_at),
-                f"[dim]{escape(j.reason or '')}[/]",
+                f"[dim]{escape(j.reason or '')}[/]" * (j.phase != "succeeded"),
             )
             for j in jobs
         ),

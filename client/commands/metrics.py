@@ -41,10 +41,10 @@ def metrics(
         say(f"[dim]{escape(found.name)} has no {name or 'metrics'} yet.[/]")
         return
     drawn = name or ("train/loss" if "train/loss" in curves else next(iter(curves)))
-    out.print(plot(drawn, curves[drawn], out.width, height), markup=False, soft_wrap=True)
+    out.print(plot(drawn, curves[drawn], min(out.width, 100), height), markup=False, soft_wrap=True)
     if name is None:
         table(
-            {"curve": "left", "points": "right", "first": "right", "last": "right", "": "wrap"},
+            {"curve": "left", "points": "right", "first": "right", "last": "right", "": "cut"},
             (
                 (
                     curve,

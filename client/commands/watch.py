@@ -201,7 +201,7 @@ def _state(followed: Followed) -> str:
         )
     job = followed.job
     doing = f"[blue]{job.activity}[/]" if job.activity and job.phase == "running" else ""
-    reason = f"[dim]{why(job.reason, job.message)}[/]" if job.reason else ""
+    reason = f"[dim]{why(job.reason, job.message)}[/]" if job.reason and job.phase != "succeeded" else ""
     return "   ".join(part for part in (doing, _numbers(followed, graph=True), reason) if part) or "[dim]waiting[/]"
 
 
