@@ -47,12 +47,15 @@ class Reply:
     verdict: Verdict
     answer: Answer | None = None
     message: str = ""
+    at_once: bool = False
+    """A kept connection broke, as they do when a server restarts: a new one may do, perhaps to a new address."""
 
 
 class Control:
-    """The control plane as a worker sees it. The files with its URL and the token are read again after a failure."""
+    """The control plane as a worker sees it.
 
-    longest_call = _CONNECT + 2 * _ANSWER
+    The files with its URL and the token are read again after every failure.
+    """
 
     def __init__(self, url_file: Path, token_file: Path):
         self._url_file = url_file
@@ -62,19 +65,20 @@ class Control:
 
     def report(self, report: Report) -> Reply:
         """Sends a report."""
-        return self._post("report", report.model_dump_json(exclude_defaults=False).encode())
+        return self._post("report", report.model_dump_json().encode())
 
     def finish(self, finish: Finish) -> Reply:
         """Sends the attempt's last word."""
-        return self._post("finish", Finish.model_validate(finish.model_dump()).model_dump_json().encode())
+        return self._post("finish", finish.model_dump_json().encode())
 
     def _post(self, call: str, body: bytes) -> Reply:
+        kept = self._client is not None
         reply = self._try(call, body)
-        if reply.verdict is Verdict.FORBIDDEN:
+        if reply.verdict is Verdict.FORBIDDEN or (kept and reply.at_once):
             before = self._token
             self._forget()
             with contextlib.suppress(OSError):
-                if self._read_token() != before:
+                if reply.at_once or self._read_token() != before:
                     reply = self._try(call, body)
         if reply.verdict is not Verdict.ACCEPTED:
             self._forget()
@@ -89,7 +93,8 @@ class Control:
                 self._client = self._connect()
             response = self._client.post(f"worker/v1/{call}", content=body)
         except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:
-            return Reply(Verdict.AWAY, message=f"{type(error).__name__}: {error}")
+            broken = isinstance(error, httpx.TransportError) and not isinstance(error, httpx.TimeoutException)
+            return Reply(Verdict.AWAY, message=f"{type(error).__name__}: {error}", at_once=broken)
         verdict = _VERDICTS.get(response.status_code, Verdict.AWAY)
         if verdict is not Verdict.ACCEPTED:
             return Reply(verdict, message=f"{response.status_code} {response.text[:2000]}")

@@ -13,6 +13,9 @@ EVENTS_A_REPORT = 50
 CHECKPOINTS_A_REPORT = 50
 
 
+_PROGRESS = ("step", "steps", "tokens", "tokens_per_second")
+
+
 class Outbox:
     """Filled by the launcher's main thread, emptied by the reporter's."""
 
@@ -20,8 +23,7 @@ class Outbox:
         self._lock = threading.Lock()
         self._activity: Activity = "loading"
         self._begun = False
-        self._progress: dict[str, Any] = {}
-        self._mark = 0
+        self._progress = Progress()
         self._seq = 0
         self._resumed_from: int | None = None
         self._metrics: list[Metric] = []
@@ -34,9 +36,9 @@ class Outbox:
         return self._begun
 
     @property
-    def step(self) -> int | None:
-        """The last step heard of."""
-        return self._progress.get("step")
+    def step(self) -> int:
+        """The last step heard of; 0: none yet."""
+        return self._progress.step
 
     def hear(self, message: dict[str, Any]) -> None:
         """Takes a rank's message of the kinds report, event, checkpoint and resumed. Others are passed over."""
@@ -48,11 +50,10 @@ class Outbox:
                     self._events.append(Event.model_validate(message["event"]))
                 case "checkpoint":
                     self._checkpoints.append(Checkpoint.model_validate(message["checkpoint"]))
-                    self._mark += 1
+                    self._advance()
                 case "resumed":
                     self._resumed_from = message["step"]
-                    self._progress["step"] = message["step"]
-                    self._mark += 1
+                    self._advance(step=message["step"])
 
     def event(self, type: str, message: str, level: Level = "info") -> None:
         """Takes an event of the launcher's own."""
@@ -76,7 +77,7 @@ class Outbox:
             report = Report(
                 seq=self._seq,
                 activity=self._activity,
-                progress=Progress(**self._progress, mark=self._mark),
+                progress=self._progress,
                 resumed_from=self._resumed_from,
                 metrics=self._metrics[:METRICS_A_REPORT],
                 events=self._events[:EVENTS_A_REPORT],
@@ -87,19 +88,20 @@ class Outbox:
             del self._checkpoints[:CHECKPOINTS_A_REPORT]
             return report
 
+    def _advance(self, **said: Any) -> None:
+        before = self._progress.model_dump()
+        self._progress = Progress.model_validate(before | {"mark": before["mark"] + 1} | said)
+
     def _hear_report(self, message: dict[str, Any]) -> None:
         # While the attempt is being ended, only saving is news.
         activity = message.get("activity", self._activity)
         self._begun = self._begun or activity != "loading"
         if self._activity != "stopping" or activity == "saving":
             self._activity = activity
-        for name in ("step", "steps", "tokens", "tokens_per_second"):
-            if name in message:
-                self._progress[name] = message[name]
-        if message["mark"]:
-            self._mark += 1
-        if message["metrics"]:
+        # A number that is none, such as a speed over no time, must end neither the launcher nor the report.
+        with contextlib.suppress(ValueError):
+            said = {name: message[name] for name in _PROGRESS if name in message}
+            self._advance(**said, mark=self._progress.mark + bool(message["mark"]))
+        with contextlib.suppress(ValueError):
             at = datetime.fromtimestamp(message["at"], UTC)
-            # A name or step that is no metric's is a fault of the stage, and must not end the launcher.
-            with contextlib.suppress(ValueError):
-                self._metrics += metrics_at(self._progress.get("step", 0), message["metrics"], at)
+            self._metrics += metrics_at(self._progress.step, message["metrics"], at)

@@ -6,6 +6,7 @@ It never makes the training wait. What it hears, it hands to the launcher.
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -84,8 +85,8 @@ class Reporter(threading.Thread):
         self._deadline = time.monotonic() + within
         self._closed.set()
         self._due.set()
-        # A call in flight may last a time-out longer than the deadline.
-        self.join(within + self._control.longest_call)
+        # A call in flight may last longer; whatever it carries is in the spool.
+        self.join(within + 1.0)
 
     def run(self) -> None:
         """The thread's life: the first report until it is answered, then one every heartbeat, then the rest."""
@@ -94,7 +95,11 @@ class Reporter(threading.Thread):
         while not self._closed.is_set() and not self._over:
             self._due.wait(HEARTBEAT)
             self._due.clear()
-            self._report()
+            try:
+                self._report()
+            except Exception:
+                # A fault in reporting must not end the training, nor the reports after it.
+                traceback.print_exc()
         if not self._over:
             self._drain()
 
@@ -127,22 +132,26 @@ class Reporter(threading.Thread):
     def _report(self) -> None:
         """Sends the news there is; with none, an empty report as a sign of life."""
         self._spool.settle()
-        while not self._over:
-            report = self._outbox.cut()
-            if len(self._spool) or not self._send(report):
-                self._keep(report)
-            if not self._outbox.pending():
-                break
-        self._deliver()
+        if self._deliver():
+            while self._send(report := self._outbox.cut()):
+                if not self._outbox.pending():
+                    return
+            self._keep(report)
+        self._keep_all()
+
+    def _keep_all(self) -> None:
+        """Spools all the news there is."""
+        while not self._over and self._outbox.pending():
+            self._keep(self._outbox.cut())
 
     def _keep(self, report: Report) -> None:
         """Spools a report, unless it says nothing that a later one does not."""
-        if report.metrics or report.events or report.checkpoints:
+        if not self._over and (report.metrics or report.events or report.checkpoints):
             self._spool.add(report)
         if self._spool.thinned and not self._thinned_told:
             self._thinned_told = True
             self._outbox.event(
-                "MetricsThinned", "the control plane is away for long: curves lose every second point", "warning"
+                "MetricsThinned", "the control plane is away for long: curves are kept with fewer points", "warning"
             )
 
     def _deliver(self) -> bool:
@@ -192,14 +201,17 @@ class Reporter(threading.Thread):
 
     def _drain(self) -> None:
         """Sends the rest and the Finish until the deadline; what is left stays in the spool."""
+        # From here on nothing is held in memory alone: the process may be killed at any moment.
+        self._keep_all()
         self._report()
         wait = 0.1
-        while not self._over and not (self._deliver() and self._said_finish()):
+        while not self._over and not (self._deliver() and not self._outbox.pending() and self._said_finish()):
             left = self._deadline - time.monotonic()
             if left <= 0:
                 break
             time.sleep(min(wait, left))
             wait = min(wait * 2, _LONGEST_WAIT)
+            self._keep_all()
         self._spool.settle()
 
     def _said_finish(self) -> bool:

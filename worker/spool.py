@@ -1,7 +1,7 @@
 """Reports that could not be sent yet, on disk beside the checkpoints, in the order in which they were made.
 
 One file a report, `<seq>.json`, holding exactly the report: whoever shares the store can deliver what is left when the
-attempt is over. The spool is bounded. When it is full, curves lose every second point; events and checkpoints stay.
+attempt is over. The spool is bounded. When it is full, curves become coarser, evenly so; events and checkpoints stay.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ class Spool:
         """`folder` is made when it is first needed; `limit` is in bytes of JSON, on disk and in memory together."""
         self._folder = folder
         self._limit = limit
+        self._thin_above = limit
         self._sizes: dict[int, int] = {}
         self._in_memory: dict[int, Report] = {}
         self.thinned = 0
@@ -39,8 +40,10 @@ class Spool:
     def add(self, report: Report) -> None:
         """Takes a report whose `seq` is above all before it."""
         self._keep(report)
-        if self.bytes > self._limit:
+        if self.bytes > self._thin_above:
             self._thin()
+            # What is left may be events alone: it would be in vain to thin those at every report.
+            self._thin_above = max(self._limit, self.bytes * 5 // 4)
 
     def oldest(self) -> Report | None:
         """The report to send next; None when there is none."""
@@ -63,6 +66,8 @@ class Spool:
         """Brings to disk what waits in memory, as far as the disk takes it."""
         for report in list(self._in_memory.values()):
             self._keep(report)
+            if report.seq in self._in_memory:
+                return
 
     def _path(self, seq: int) -> Path:
         return self._folder / f"{seq:012d}.json"
@@ -100,8 +105,7 @@ class Spool:
         for report in reports:
             for metric in report.metrics:
                 steps[metric.name].append(metric.step)
-        # The newest point of a curve is the one that a person looks for: counted from there.
-        kept = {name: set(sorted(set(of_curve))[::-2]) for name, of_curve in steps.items()}
+        kept = {name: _every_second(of_curve) for name, of_curve in steps.items()}
         for report in reports:
             metrics = [metric for metric in report.metrics if metric.step in kept[metric.name]]
             if len(metrics) == len(report.metrics):
@@ -113,3 +117,17 @@ class Spool:
                 self._keep(thinner)
             else:
                 self.remove(report.seq)
+
+
+def _every_second(steps: list[int]) -> set[int]:
+    """About half of a curve's steps, evenly spaced from the first to the last.
+
+    Chosen by distance and not by rank: what an earlier thinning made coarse is not thinned again before the rest is.
+    """
+    ordered = sorted(set(steps))
+    distance = 2 * (ordered[-1] - ordered[0]) / len(ordered)
+    kept = [ordered[-1]]
+    for step in reversed(ordered):
+        if kept[-1] - step >= distance:
+            kept.append(step)
+    return {*kept, ordered[0]}

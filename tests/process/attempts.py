@@ -1,5 +1,6 @@
 """Real attempts: a launcher with its ranks, started as the local cluster starts them."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -122,10 +123,8 @@ class Attempt:
         """Ends everything that is left of the attempt."""
         if self.process is None:
             return
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
     def log(self, rank: int = 0) -> str:
