@@ -198,7 +198,10 @@ def _finishing(
 ) -> list[Action]:
     if seen.alive:
         # The cluster counts from its first call, and takes the earlier end: asking again delays nothing.
-        return [Stop(rules.short_grace, record=attempt.stopping_since is None)]
+        unrecorded = attempt.stopping_since is None
+        if unrecorded and seen.orphaned:
+            return [Stop(rules.short_grace, Reason.KILLED, "its launcher was killed")]
+        return [Stop(rules.short_grace, record=unrecorded)]
     if collected is None:
         return [Collect()]
     return [Settle(settle(job, attempt, seen, now, backoff=rules.backoff, spoilt=collected.spoilt), collected.notes)]

@@ -138,7 +138,9 @@ def test_an_attempt_that_is_over_is_finished() -> None:
 def test_ranks_without_their_launcher_are_ended() -> None:
     orphaned = Observation(exists=True, alive=True, orphaned=True)
     assert actions(job(), orphaned) == [Move(Phase.FINISHING)]
-    assert isinstance(actions(job(Phase.FINISHING), orphaned)[0], Stop)
+    [stop] = actions(job(Phase.FINISHING), orphaned)
+    assert isinstance(stop, Stop)
+    assert stop.reason is Reason.KILLED
 
 
 def test_running_time_is_summed_over_attempts_against_the_wall_clock_limit() -> None:
@@ -364,7 +366,7 @@ jobs = st.builds(
 
 
 @given(jobs, st.none() | observations, times, times, st.booleans(), st.booleans())
-def test_no_decision_is_an_illegal_move(  # noqa: PLR0917 (hypothesis gives them)
+def test_no_decision_is_an_illegal_move(
     job: Job, seen: Observation | None, now: Any, up: Any, place: bool, collected: bool
 ) -> None:
     phase = job.phase

@@ -1,0 +1,297 @@
+"""The operator on both databases, with real processes: each job goes where its owner wants it."""
+
+import asyncio
+import json
+import os
+import signal
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from api.domain.job import Desired, Phase, Reason
+from api.store.database import utcnow
+from api.store.tables import CheckpointRow, MetricRow, ModelRow
+from tests.operator.conftest import Plane, holders, until
+from worker.contract.manifest import MANIFEST, describe
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC).isoformat()
+
+
+def wishes(**metadata: Any) -> dict[str, Any]:
+    """What the small launcher shall do."""
+    return {"metadata": {name: str(value) for name, value in metadata.items()}}
+
+
+async def test_a_posted_job_runs_and_succeeds(plane: Plane) -> None:
+    job = await plane.post(**wishes(seconds=0.3))
+    await plane.runs(job)
+    row = await plane.reaches(job, Phase.SUCCEEDED)
+    assert (row.reason, row.fault, row.attempt) == (Reason.FINISHED, None, 1)
+    assert row.started_at <= row.finished_at
+    [attempt] = await plane.attempts(job)
+    assert (attempt.exit_code, attempt.uid is not None, attempt.ended_at is not None) == (0, True, True)
+    types = [event.type for event in await plane.events(job)]
+    assert types == ["Starting", "Running", "Finishing", "Succeeded"]
+    assert (plane.store / "logs" / job / "a1" / "rank-0.log").read_text() == f"hello from {job}\n"
+
+
+async def test_what_is_left_of_an_attempt_is_removed(plane: Plane) -> None:
+    job = await plane.post(**wishes(seconds=0))
+    await plane.reaches(job, Phase.SUCCEEDED)
+
+    async def clean() -> bool:
+        return (await plane.attempts(job))[0].cleaned
+
+    await until(clean)
+    assert not (plane.data / "attempts" / f"{job}-a1").exists()
+
+
+async def test_one_place_is_one_job_at_a_time(plane: Plane) -> None:
+    jobs = [await plane.post(**wishes(seconds=0.2), queue={"priority": n}) for n in range(3)]
+    for job in jobs:
+        await plane.reaches(job, Phase.SUCCEEDED)
+    rows = [await plane.job(job) for job in jobs]
+    spans = sorted((row.started_at, row.finished_at) for row in rows)
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
+
+
+async def test_a_killed_attempt_is_followed_by_the_next_until_they_run_out(plane: Plane) -> None:
+    job = await plane.post(**wishes(seconds=0.05, exit=137), retry={"max_attempts": 2})
+    row = await plane.reaches(job, Phase.FAILED)
+    assert (row.reason, row.fault, row.attempt, row.fruitless) == (Reason.KILLED, "infra", 2, 2)
+    assert [a.reason for a in await plane.attempts(job)] == ["Killed", "Killed"]
+
+
+async def test_a_fault_of_the_user_fails_at_once(plane: Plane) -> None:
+    job = await plane.post(**wishes(seconds=0.05, exit=3))
+    row = await plane.reaches(job, Phase.FAILED)
+    assert (row.reason, row.fault, row.attempt) == (Reason.INVALID_DATA, "user", 1)
+
+
+async def test_pause_resume_and_cancel(plane: Plane) -> None:
+    job = await plane.post(**wishes(seconds=600))
+    await plane.runs(job)
+    await plane.wish(job, desired="pause")
+    row = await plane.reaches(job, Phase.PAUSED)
+    assert row.reason == Reason.PAUSED_BY_USER
+    assert holders(plane.data) == []
+    await plane.wish(job, desired="run")
+    await plane.runs(job, attempt=2)
+    await plane.wish(job, desired="cancel")
+    row = await plane.reaches(job, Phase.CANCELLED)
+    assert row.fruitless == 0
+
+
+async def test_a_worker_that_does_not_stop_is_killed_after_its_grace(plane: Plane) -> None:
+    job = await plane.post(**wishes(seconds=600, deaf=1, ranks=2), checkpoint={"grace": "300ms"})
+    await plane.runs(job)
+    await plane.wish(job, desired="pause")
+    await plane.reaches(job, Phase.PAUSED)
+    assert holders(plane.data) == []
+
+
+async def test_ranks_whose_launcher_was_killed_are_ended_and_the_next_attempt_comes(plane: Plane) -> None:
+    job = await plane.post(**wishes(seconds=600, ranks=2))
+    await plane.runs(job)
+    os.kill(int((plane.data / "attempts" / f"{job}-a1" / "lock").read_text()), signal.SIGKILL)
+    await plane.reaches(job, Phase.STARTING, attempt=2)
+    [first, _] = await plane.attempts(job)
+    assert first.reason == Reason.KILLED
+    assert plane.starts(job, 1) <= 1
+
+
+async def test_a_job_that_reports_but_makes_no_step_is_stalled(plane: Plane) -> None:
+    job = await plane.post(**wishes(seconds=600), limits={"stall": "300ms"}, retry={"max_attempts": 1})
+    await plane.runs(job)
+    row = await plane.reaches(job, Phase.FAILED)
+    assert (row.reason, row.fault) == (Reason.STALLED, "infra")
+
+
+async def test_a_job_past_its_wall_clock_fails(plane: Plane) -> None:
+    job = await plane.post(**wishes(seconds=600), limits={"wall_clock": "300ms"})
+    await plane.runs(job)
+    row = await plane.reaches(job, Phase.FAILED)
+    assert (row.reason, row.fault) == (Reason.DEADLINE_EXCEEDED, "user")
+    assert row.ran_for >= 0.3
+
+
+async def test_retry_gives_a_failed_job_all_its_attempts_again(plane: Plane) -> None:
+    job = await plane.post(**wishes(seconds=0.05, exit=4))
+    await plane.reaches(job, Phase.FAILED)
+    await plane.wish(job, retry_requested=True)
+    row = await plane.reaches(job, Phase.FAILED, attempt=2)
+    assert not row.retry_requested
+
+
+async def test_a_launcher_that_dies_before_it_began_is_given_up_with_its_words(plane: Plane) -> None:
+    job = await plane.post(**wishes(dies=1), retry={"max_attempts": 1})
+    row = await plane.reaches(job, Phase.FAILED)
+    assert row.reason == Reason.WORKER_ERROR
+    assert "it dies early" in row.message
+
+
+async def test_left_over_reports_are_taken_in_and_damaged_ones_are_said_to_be_lost(plane: Plane) -> None:
+    job = await plane.post(**wishes(seconds=600))
+    await plane.runs(job)
+    spool = plane.store / "jobs" / job / "a1" / "spool"
+    spool.mkdir(parents=True)
+    for seq in (2, 3):
+        point = {"name": "train/loss", "step": seq, "value": 1.0, "at": NOW}
+        (spool / f"{seq:012d}.json").write_text(json.dumps({"seq": seq, "activity": "training", "metrics": [point]}))
+    (spool / f"{4:012d}.json").write_text('{"seq": 4, "activ')
+    await plane.wish(job, desired="cancel")
+    await plane.reaches(job, Phase.CANCELLED)
+    async with plane.database.reading() as session:
+        points = (await session.scalars(select(MetricRow.step).where(MetricRow.job_id == job))).all()
+    assert sorted(points) == [2, 3]
+    [lost] = [event for event in await plane.events(job) if event.type == "ReportsLost"]
+    assert lost.message.startswith("1 of its reports could not be read")
+
+
+def saved(plane: Plane, job: str, kind: str, name: str, attempt: int = 1) -> dict[str, Any]:
+    """A sealed folder in the attempt's own, and what a report says of it."""
+    path = f"jobs/{job}/a{attempt}/{kind}/{name}"
+    folder = plane.store / path
+    folder.mkdir(parents=True)
+    (folder / "weights").write_text(name)
+    sealed = describe(folder)
+    (folder / MANIFEST).write_bytes(sealed.encode())
+    return {"path": path, "bytes": sealed.total_bytes, "sha256": sealed.sha256}
+
+
+async def test_outputs_become_models_with_their_lineage(plane: Plane) -> None:
+    jobs = []
+    for _ in range(2):
+        job = await plane.post(name="talks", **wishes(seconds=600))
+        await plane.runs(job)
+        step = saved(plane, job, "checkpoints", "step-000000003")
+        await plane.report(job, seq=2, checkpoints=[{"step": 3, "at": NOW, **step}])
+        outputs = [{"kind": kind, **saved(plane, job, "outputs", kind)} for kind in ("model", "adapter")]
+        end(plane, job, outputs)
+        await plane.reaches(job, Phase.SUCCEEDED)
+        jobs.append((job, step))
+    async with plane.database.reading() as session:
+        models = (await session.scalars(select(ModelRow).order_by(ModelRow.version, ModelRow.kind))).all()
+    assert [(m.name, m.version, m.kind) for m in models] == [
+        ("talks", 1, "adapter"), ("talks", 1, "model"), ("talks", 2, "adapter"), ("talks", 2, "model"),
+    ]  # fmt: skip
+    job, step = jobs[0]
+    lineage = models[0].lineage
+    assert (lineage["job"], lineage["attempt"], lineage["step"]) == (job, 1, 3)
+    assert lineage["checkpoint"] == {"attempt": 1, "step": 3, "sha256": step["sha256"]}
+
+
+async def test_outputs_that_are_damaged_or_lie_elsewhere_make_no_success(plane: Plane) -> None:
+    for spoil in ("bit", "place"):
+        job = await plane.post(**wishes(seconds=600), retry={"max_attempts": 1})
+        await plane.runs(job)
+        output = {"kind": "model", **saved(plane, job, "outputs", "model")}
+        if spoil == "bit":
+            (plane.store / output["path"] / "weights").write_text("mode1")
+        else:
+            output = {"kind": "model", **saved(plane, "job-other", "outputs", "model")}
+        end(plane, job, [output])
+        row = await plane.reaches(job, Phase.FAILED)
+        assert row.reason == Reason.WORKER_ERROR
+        assert "output" in row.message
+    async with plane.database.reading() as session:
+        assert (await session.scalars(select(ModelRow))).all() == []
+
+
+def end(plane: Plane, job: str, outputs: list[dict[str, Any]]) -> None:
+    """Ends the small launcher as one that succeeded with these outputs."""
+    folder = plane.data / "attempts" / f"{job}-a1"
+    words = {"outcome": "succeeded", "reason": "Finished", "exit_code": 0, "step": 3, "outputs": outputs}
+    (folder / "exit.json").write_text(json.dumps(words))
+    os.kill(int((folder / "lock").read_text()), signal.SIGKILL)
+
+
+async def test_only_the_newest_checkpoints_are_kept(plane: Plane) -> None:
+    job = await plane.post(**wishes(seconds=600), checkpoint={"keep": 2})
+    await plane.runs(job)
+    steps = [{"step": n, "at": NOW, **saved(plane, job, "checkpoints", f"step-{n:09d}")} for n in (1, 2, 3, 4)]
+    await plane.report(job, seq=2, checkpoints=steps)
+
+    async def kept() -> bool:
+        async with plane.database.reading() as session:
+            query = select(CheckpointRow.step).where(CheckpointRow.job_id == job, CheckpointRow.pruned_at.is_(None))
+            return sorted((await session.scalars(query)).all()) == [3, 4]
+
+    await until(kept)
+    folder = plane.store / "jobs" / job / "a1" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-000000003", "step-000000004"]
+
+
+async def test_a_deleted_job_leaves_nothing_but_its_models(plane: Plane) -> None:
+    job = await plane.post(name="talks", **wishes(seconds=600))
+    await plane.runs(job)
+    await plane.report(job, seq=2, checkpoints=[{"step": 3, "at": NOW, **saved(plane, job, "checkpoints", "step-3")}])
+    end(plane, job, [{"kind": "model", **saved(plane, job, "outputs", "model")}])
+    await plane.reaches(job, Phase.SUCCEEDED)
+    await plane.wish(job, deleted_at=utcnow())
+
+    async def gone() -> bool:
+        return await plane.job(job) is None
+
+    await until(gone)
+    left = sorted(str(path.relative_to(plane.store)) for path in plane.store.rglob("*") if path.is_file())
+    assert left == [f"jobs/{job}/a1/outputs/model/{name}" for name in (MANIFEST, "weights")]
+    assert not list((plane.data / "attempts").iterdir())
+
+
+async def test_a_stray_attempt_is_stopped_and_removed(plane: Plane) -> None:
+    from tests.operator.builders import spec
+    from tests.operator.conftest import local
+
+    cluster = local(plane.data)
+    order = cluster.order("job-stray", 3, spec(**wishes(seconds=600, ranks=1)), {})
+    await cluster.ensure("job-stray-a3", order, "token")
+
+    async def gone() -> bool:
+        return "job-stray-a3" not in await cluster.names()
+
+    await until(gone)
+    assert holders(plane.data) == []
+
+
+async def test_one_jobs_trouble_does_not_stop_the_others(database: Any, data: Path) -> None:
+    async with Plane(database, data, places=2) as plane:
+        bad = await plane.post(**wishes(seconds=600))
+        (data / "attempts").mkdir(exist_ok=True)
+        await plane.runs(bad)
+        # Nobody can look at this one any more.
+        lock = data / "attempts" / f"{bad}-a1" / "lock"
+        lock.rename(lock.with_name("hidden"))
+        lock.mkdir()
+        good = await plane.post(**wishes(seconds=0))
+        await plane.reaches(good, Phase.SUCCEEDED)
+        assert (await plane.job(bad)).phase == Phase.RUNNING
+        lock.rmdir()
+        lock.with_name("hidden").rename(lock)
+        await plane.wish(bad, desired="cancel")
+        await plane.reaches(bad, Phase.CANCELLED)
+
+
+async def test_a_pause_before_the_first_report_ends_the_attempt_which_may_not_begin_any_more(plane: Plane) -> None:
+    from api.store.reports import AttemptOver
+
+    job = await plane.post(**wishes(seconds=600))
+    await plane.reaches(job, Phase.STARTING)
+    await plane.wish(job, desired=Desired.PAUSE)
+    with pytest.raises(AttemptOver):
+        await plane.report(job)
+    await plane.reaches(job, Phase.PAUSED)
+
+
+async def test_the_loop_says_that_it_lives(plane: Plane) -> None:
+    before = plane.operator.alive
+
+    async def turned() -> bool:
+        return plane.operator.alive > before
+
+    await until(turned)
+    await asyncio.sleep(0)
