@@ -58,7 +58,8 @@ def follow(
 
 def _connection(transport: Transport, path: str, params: dict[str, Any], last_id: str) -> Iterator[Sent]:
     headers = {"Last-Event-ID": last_id} if last_id else {}
-    timeout = httpx.Timeout(transport.http.timeout, read=SILENCE)
+    wait = transport.http.timeout.connect
+    timeout = httpx.Timeout(wait, read=SILENCE)
     with (
         transport.reaching(),
         httpx_sse.connect_sse(transport.http, "GET", path, params=params, headers=headers, timeout=timeout) as source,

@@ -75,7 +75,7 @@ class Transport:
         retrying = Retrying(
             retry=retry_if_exception(_passing),
             stop=stop_after_delay(self.patience),
-            wait=wait_exponential_jitter(initial=0.2, max=2.0, jitter=0.2),
+            wait=wait_exponential_jitter(multiplier=0.2, max=2.0, jitter=0.2),
             reraise=True,
         )
         return retrying(call)

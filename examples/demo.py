@@ -139,11 +139,11 @@ def show_answers(before: list[str], after: list[str]) -> None:
 
 def stop(client: Client, job: Job) -> None:
     """Cancels a job that was interrupted, and waits until its processes are gone."""
-    with contextlib.suppress(ApiError):
+    with contextlib.suppress(ApiError, TimeoutError, KeyboardInterrupt):
         if not client.jobs.get(job.id).final:
-            say("[dim]Stopping the job …[/]")
+            say("[dim]The job stops after its step; Ctrl-C again leaves that to itself …[/]")
             client.jobs.cancel(job.id)
-            client.jobs.wait(job.id, every=0.2)
+            client.jobs.wait(job.id, timeout=60, every=0.2)
 
 
 def run(data: Path, steps: int, *, stay: bool) -> int:

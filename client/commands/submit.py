@@ -6,7 +6,7 @@ import typer
 from rich.markup import escape
 
 from client.commands.options import AsJson, Server
-from client.commands.watch import watch_job
+from client.commands.watch import left_running, watch_job
 from client.specfiles import change, read
 from client.terminal import out, print_json, say
 from worker.contract.check import parse_spec
@@ -49,7 +49,8 @@ def submit(
     if watch:
         if not as_json:
             say(f"[green]✓[/] {escape(job.name)} is job [bold]{job.id}[/]")
-        raise typer.Exit(watch_job(server, job, as_json=as_json))
+        with left_running(job):
+            raise typer.Exit(watch_job(server, job, as_json=as_json))
     if as_json:
         print_json(job)
     else:

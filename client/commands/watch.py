@@ -3,6 +3,8 @@
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import typer
@@ -44,7 +46,19 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 @app.command()
 def watch(server: Server, job: JobOrNewest = None, json_lines: AsJson = False) -> None:
     """Follow a job to its end. Exit code 0 only if it succeeds; Ctrl-C leaves it running."""
-    raise typer.Exit(watch_job(server, job_or_newest(server, job), as_json=json_lines))
+    found = job_or_newest(server, job)
+    with left_running(found):
+        raise typer.Exit(watch_job(server, found, as_json=json_lines))
+
+
+@contextmanager
+def left_running(job: Job) -> Iterator[None]:
+    """Ctrl-C ends the watching, not the job; that is said."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"[dim]It goes on without you; rlhf watch {job.id} looks again.[/]")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 class Followed:
@@ -103,9 +117,6 @@ def watch_job(client: Client, job: Job, *, as_json: bool) -> int:
             _picture(followed)
         else:
             _lines(followed)
-    except KeyboardInterrupt:
-        say(f"[dim]It goes on without you; rlhf watch {job.id} looks again.[/]")
-        return INTERRUPTED
     except Unreachable as error:
         say(f"[red]✗[/] {escape(str(error))} The job may still be running; rlhf watch {job.id} looks again.")
         return UNREACHABLE
