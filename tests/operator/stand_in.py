@@ -1,7 +1,8 @@
 """A launcher as small as the contract with the local cluster allows: the lock, the pid, `exit.json`, SIGTERM.
 
 What it does follows from the order's metadata: `exit` (its code), `deaf` (it ignores SIGTERM), `ranks` (children that
-hold the lock, and outlive it), `dies` (before it wrote its pid), `seconds` (how long it runs).
+hold the lock, and outlive it), `dies` (before it wrote its pid), `seconds` (how long it runs), `ledger` (a file that
+it writes its begin and end to).
 """
 
 import json
@@ -10,6 +11,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 
 def main() -> None:
@@ -22,6 +24,7 @@ def main() -> None:
     # What a second start would show.
     with (Path(order["log_folder"]) / "starts").open("a") as starts:
         starts.write(f"{os.getpid()}\n")
+    record(order, "begin")
     asked = []
     signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
     for rank in range(int(wishes.get("ranks", "0"))):
@@ -39,7 +42,14 @@ def main() -> None:
     end(order, int(wishes.get("exit", "0")))
 
 
-def end(order: dict[str, str], code: int) -> None:
+def record(order: dict[str, Any], what: str) -> None:
+    if path := order["spec"]["metadata"].get("ledger"):
+        with Path(path).open("a") as ledger:
+            ledger.write(f"{time.monotonic_ns()} {order['job']} {order['attempt']} {what}\n")
+
+
+def end(order: dict[str, Any], code: int) -> None:
+    record(order, "end")
     outcome = {0: "succeeded", 143: "stopped"}.get(code, "failed")
     words = {"outcome": outcome, "reason": "Said", "message": "the stand-in is done", "exit_code": code, "step": 3}
     target = Path(order["termination_file"])

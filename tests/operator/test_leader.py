@@ -1,0 +1,170 @@
+"""One leads at a time, and one that slept changes nothing when it wakes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, update
+
+from api.domain.job import Phase
+from api.operator.leader import Leader
+from api.store import operations, operations_load
+from api.store.database import Database, utcnow
+from api.store.migrate import migrate
+from api.store.operations_leader import Lease, NotLeader, acquire, release, renew, require
+from api.store.tables import JobRow, LeaderRow
+from tests.operator.conftest import Plane
+
+
+async def held(database: Database, lease: Lease) -> bool:
+    try:
+        async with database.transaction() as session:
+            await require(session, lease)
+    except NotLeader:
+        return False
+    return True
+
+
+async def run_out(database: Database) -> None:
+    """The lease's time is over."""
+    async with database.transaction() as session:
+        await session.execute(update(LeaderRow).values(expires_at=0.0))
+
+
+async def test_of_many_that_ask_at_once_one_leads(database: Database) -> None:
+    leases = await asyncio.gather(*(acquire(database, f"o{n}", 60.0) for n in range(8)))
+    [lease] = [lease for lease in leases if lease is not None]
+    assert lease.epoch == 1
+    assert await held(database, lease)
+
+
+async def test_a_takeover_makes_a_new_epoch_and_ends_the_old_one(database: Database) -> None:
+    first = await acquire(database, "first", 60.0)
+    assert first is not None
+    assert await acquire(database, "second", 60.0) is None
+    await run_out(database)
+    assert not await held(database, first)
+    second = await acquire(database, "second", 60.0)
+    assert second == Lease("second", 2)
+    for call in (renew(database, first, 60.0),):
+        with pytest.raises(NotLeader):
+            await call
+    await release(database, first)
+    assert await held(database, second)
+
+
+async def test_a_lease_that_ran_out_is_not_renewed_even_if_nobody_took_it(database: Database) -> None:
+    lease = await acquire(database, "first", 60.0)
+    assert lease is not None
+    await run_out(database)
+    with pytest.raises(NotLeader):
+        await renew(database, lease, 60.0)
+
+
+async def test_a_released_lease_is_free_at_once(database: Database) -> None:
+    lease = await acquire(database, "first", 60.0)
+    assert lease is not None
+    await release(database, lease)
+    assert await acquire(database, "second", 60.0) == Lease("second", 2)
+
+
+async def test_whoever_is_certainly_alone_takes_a_dead_ones_lease(database: Database) -> None:
+    await acquire(database, "killed", 60.0)
+    assert await acquire(database, "restarted", 60.0, alone=True) == Lease("restarted", 2)
+
+
+async def test_a_lease_is_kept_for_longer_than_it_runs(database: Database) -> None:
+    leader = Leader(database, seconds=0.6)
+    lease = await leader.acquire()
+    assert lease is not None
+    keeping = asyncio.create_task(leader.keep(lease))
+    await asyncio.sleep(1.0)
+    assert await held(database, lease)
+    assert leader.left > 0
+    await run_out(database)
+    await asyncio.wait_for(keeping, 10)
+
+
+@pytest.fixture
+async def two(postgres: Callable[[], str]) -> AsyncIterator[tuple[Database, Database]]:
+    """Two control planes' connections to one PostgreSQL."""
+    url = postgres()
+    databases = Database(url), Database(url)
+    await migrate(databases[0])
+    yield databases
+    for database in databases:
+        await database.dispose()
+
+
+async def test_nobody_takes_over_while_a_leader_writes(two: tuple[Database, Database]) -> None:
+    first = await acquire(two[0], "first", 60.0)
+    assert first is not None
+    async with two[0].transaction() as session:
+        await require(session, first)
+        taking = asyncio.create_task(acquire(two[1], "second", 60.0, alone=True))
+        await asyncio.sleep(0.3)
+        assert not taking.done(), "the row is held until the transaction is over"
+    assert await taking == Lease("second", 2)
+
+
+async def test_of_two_operators_one_works_and_the_other_takes_over(
+    two: tuple[Database, Database], tmp_path: Path, data: Path
+) -> None:
+    first, second = Plane(two[0], data, lease=1.0), Plane(two[1], data, lease=1.0)
+    async with first:
+        job = await first.post(metadata={"seconds": "600"})
+        await first.runs(job)
+        async with second:
+            await asyncio.sleep(0.3)
+            async with two[0].reading() as session:
+                assert await session.scalar(select(LeaderRow.holder)) == first.leader.holder
+            await first.__aexit__()
+            await second.wish(job, desired="cancel")
+            await second.reaches(job, Phase.CANCELLED)
+            assert len(await second.attempts(job)) == 1
+        await first.__aenter__()
+
+
+async def test_a_leader_that_slept_changes_nothing_when_it_wakes(two: tuple[Database, Database], data: Path) -> None:
+    asleep, awake = two
+    plane = Plane(awake, data)
+    old = await acquire(asleep, "asleep", 60.0)
+    assert old is not None
+    job_id = await plane.post(metadata={"seconds": "600"})
+    async with asleep.reading() as session:
+        snapshot = await operations_load.one(session, job_id)
+    assert snapshot is not None
+    await run_out(awake)
+    async with plane:
+        await plane.runs(job_id)
+        # It wakes with what it knew, and with the lease that it believes in.
+        for call in (
+            lambda s: operations.begin_attempt(s, old, snapshot, utcnow()),
+            lambda s: operations.move(s, old, snapshot, Phase.CANCELLED, utcnow()),
+            lambda s: operations.mark_cleaned(s, old, snapshot),
+        ):
+            with pytest.raises(NotLeader):
+                async with asleep.transaction() as session:
+                    await call(session)
+        row = await plane.job(job_id)
+        assert (row.phase, row.attempt) == (Phase.RUNNING, 1)
+
+
+async def test_a_decision_on_what_has_changed_since_is_not_written(database: Database, data: Path) -> None:
+    plane = Plane(database, data)
+    lease = await acquire(database, "me", 60.0)
+    assert lease is not None
+    job_id = await plane.post()
+    async with database.reading() as session:
+        then = await operations_load.one(session, job_id)
+    assert then is not None
+    await plane.wish(job_id, desired="pause")
+    with pytest.raises(operations.Stale):
+        async with database.transaction() as session:
+            await operations.begin_attempt(session, lease, then, utcnow())
+    async with database.reading() as session:
+        row = await session.get(JobRow, job_id)
+    assert row is not None
+    assert (row.phase, row.attempt, row.event_count) == ("queued", 0, 0)
+    await plane.wakeups.close()
