@@ -1,5 +1,7 @@
 """Reading JSON bodies: bounded, strictly JSON, and with the place of what is wrong."""
 
+import asyncio
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +14,8 @@ from worker.contract.check import Problem
 
 # Deeper than any spec, shallower than any recursion limit.
 _MAX_DEPTH = 100
+# Seconds to receive what nobody wants.
+_PATIENCE = 10.0
 # JSON's 1e999 reads as infinite, and its whole numbers have no end.
 _LARGEST = 1.7e308
 
@@ -21,17 +25,33 @@ async def read_bytes(request: Request, limit: int) -> bytes:
     too_large = Refusal(413, f"the body is larger than {limit} bytes", headers={"Connection": "close"})
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
+        await drain(request)
         raise too_large
     parts, size = [], 0
     try:
         async for part in request.stream():
             size += len(part)
             if size > limit:
+                await drain(request)
                 raise too_large
             parts.append(part)
     except ClientDisconnect:
         raise Refusal(400, "the body ended too early") from None
     return b"".join(parts)
+
+
+async def drain(request: Request) -> None:
+    """Throws away what is left of a body, for a short while: most clients read no answer before they have sent all,
+    and one whose connection is cut meanwhile never sees it."""
+    # Who asks first (Expect: 100-continue) has not begun to send.
+    if "expect" in request.headers:
+        return
+    with contextlib.suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(_PATIENCE):
+            while True:
+                message = await request.receive()
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
 
 
 async def read_json(request: Request, limit: int) -> tuple[bytes, Any]:

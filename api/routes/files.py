@@ -7,6 +7,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse
 
+from api.bodies import drain
 from api.control import Control
 from api.errors import Refusal, documented
 from api.routes.parameters import TEXT, After, IdempotencyKey, Limit, refusing
@@ -56,6 +57,7 @@ async def upload(
     limit = control.settings.max_file
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit + _FORM:
+        await drain(request)
         raise Refusal(413, f"the file is larger than {limit} bytes", headers={"Connection": "close"})
     id = new_id("file")
     path = f"files/{id}.jsonl"
@@ -85,6 +87,9 @@ async def upload(
                 )
                 # Before the commit: a row without its bytes would be a lie, bytes without a row are only waste.
                 await asyncio.to_thread(receiver.keep, final)
+    except Refusal:
+        await drain(request)
+        raise
     except ClientDisconnect:
         raise Refusal(400, "the upload ended too early") from None
     finally:

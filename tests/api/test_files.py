@@ -1,0 +1,166 @@
+"""Uploads: checked line by line as they come, and nothing left behind when they fail."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from api.settings import Settings
+from tests.api.conftest import DIALOGUE, TEXT, Plane, paths, rows
+
+Part = tuple[str, bytes, str]
+
+
+async def upload(plane: Plane, content: bytes, purpose: str = "train", **headers: str) -> httpx.Response:
+    return await plane.http.post(
+        "/v1/files", data={"purpose": purpose}, files={"file": ("rows.jsonl", content)}, headers=headers
+    )
+
+
+def left_behind(settings: Settings) -> list[str]:
+    return [path.name for path in (settings.store_path / "files").iterdir()]
+
+
+async def test_a_file_comes_back_as_it_was_sent(plane: Plane) -> None:
+    content = rows(100, DIALOGUE)
+    answer = await upload(plane, content)
+    assert answer.status_code == 201, answer.text
+    file = answer.json()
+    assert (file["rows"], file["kind"], file["bytes"], file["filename"]) == (
+        100,
+        "messages",
+        len(content),
+        "rows.jsonl",
+    )
+    assert file["sha256"] == hashlib.sha256(content).hexdigest()
+    assert answer.headers["location"] == f"/v1/files/{file['id']}"
+    assert (await plane.http.get(f"/v1/files/{file['id']}/content")).content == content
+    assert (await plane.http.get(f"/v1/files/{file['id']}")).json() == file
+    assert (await plane.http.get("/v1/files")).json()["data"] == [file]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (rows(6) + b'{"text": "no end\n' + rows(3), "line 7"),
+        (rows(6) + b'{"text": NaN}\n', "line 7"),
+        (rows(6) + b'{"text": "\xff"}\n', "line 7"),
+        (rows(6) + DIALOGUE.encode(), "line 7"),
+        (rows(6) + b'{"txt": "typo"}', "line 7"),
+        (b"", "no rows"),
+        (b"\n\n", "no rows"),
+    ],
+)
+async def test_a_broken_line_is_named_and_nothing_is_kept(
+    plane: Plane, settings: Settings, content: bytes, says: str
+) -> None:
+    answer = await upload(plane, content)
+    assert answer.status_code == 422
+    assert paths(answer) == ["file"]
+    assert says in answer.text
+    assert left_behind(settings) == []
+    assert (await plane.http.get("/v1/files")).json()["data"] == []
+
+
+async def test_a_file_over_the_limit_is_refused_and_nothing_is_kept(plane: Plane, settings: Settings) -> None:
+    much = rows(settings.max_file // len(TEXT) + 10)
+    assert len(much) > settings.max_file
+    answer = await upload(plane, much)
+    assert answer.status_code == 413
+    paths(answer)
+    assert left_behind(settings) == []
+    assert (await upload(plane, rows(settings.max_file // len(TEXT) - 10))).status_code == 201
+
+
+async def test_an_upload_that_breaks_off_leaves_nothing(plane: Plane, settings: Settings) -> None:
+    async def half() -> AsyncIterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + rows(10)
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        await plane.http.post("/v1/files", content=half(), headers={"Content-Type": "multipart/form-data; boundary=x"})
+    async with asyncio.timeout(10):
+        while left_behind(settings):
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "status"),
+    [
+        ("application/json", b"{}", 415),
+        ("multipart/form-data", b"", 415),
+        ("multipart/form-data; boundary=x", b"", 400),
+        ("multipart/form-data; boundary=x", b"nonsense", 400),
+        ("multipart/form-data; boundary=x", b"--x\r\n\r\n", 422),
+        ("multipart/form-data; boundary=x", b'--x\r\nContent-Disposition: form-data; name="f"\r\n\r\n1\r\n--x--', 422),
+        (
+            "multipart/form-data; boundary=x",
+            b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\ntrain\r\n--x--\r\n',
+            422,
+        ),
+    ],
+)
+async def test_a_malformed_form_is_a_clear_problem(
+    plane: Plane, settings: Settings, kind: str, body: bytes, status: int
+) -> None:
+    answer = await plane.http.post("/v1/files", content=body, headers={"Content-Type": kind})
+    assert answer.status_code == status, answer.text
+    paths(answer)
+    assert left_behind(settings) == []
+
+
+@pytest.mark.parametrize("purpose", ["", "x" * 33, "../etc", "a b"])
+async def test_a_purpose_is_one_word(plane: Plane, purpose: str) -> None:
+    answer = await upload(plane, rows(1), purpose)
+    assert answer.status_code == 422
+    assert paths(answer) == ["purpose"]
+
+
+async def test_a_filename_is_no_path(plane: Plane) -> None:
+    answer = await plane.http.post(
+        "/v1/files", data={"purpose": "train"}, files={"file": ("../../etc/passwd", rows(1))}
+    )
+    assert answer.json()["filename"] == "passwd"
+
+
+async def test_the_same_key_and_file_make_one_file(plane: Plane, settings: Settings) -> None:
+    first = await upload(plane, rows(2), **{"Idempotency-Key": "k"})
+    again = await upload(plane, rows(2), **{"Idempotency-Key": "k"})
+    other = await upload(plane, rows(3), **{"Idempotency-Key": "k"})
+    assert (first.status_code, again.status_code, other.status_code) == (201, 200, 422)
+    assert again.json() == first.json()
+    assert left_behind(settings) == [f"{first.json()['id']}.jsonl"]
+
+
+async def test_a_file_is_deleted_only_when_no_unfinished_job_needs_it(plane: Plane, settings: Settings) -> None:
+    file = (await upload(plane, rows(5))).json()["id"]
+    spec = {"stage": {"type": "pretrain", "model": {"config": {"model_type": "llama"}}, "data": f"files/{file}"}}
+    job = (await plane.submit(spec))["id"]
+    answer = await plane.http.delete(f"/v1/files/{file}")
+    assert answer.status_code == 409
+    paths(answer)
+    assert job in answer.text
+    await plane.set(job, phase="failed")
+    assert (await plane.http.delete(f"/v1/files/{file}")).status_code == 204
+    assert (await plane.http.get(f"/v1/files/{file}/content")).status_code == 404
+    assert left_behind(settings) == []
+
+
+async def test_other_requests_are_answered_while_a_file_comes_slowly(plane: Plane) -> None:
+    answered = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\ntrain\r\n'
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + rows(10)
+        await answered.wait()
+        yield rows(10) + b"\r\n--x--\r\n"
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    uploading = asyncio.create_task(plane.http.post("/v1/files", content=slowly(), headers=headers))
+    async with asyncio.timeout(10):
+        await plane.submit()
+        assert (await upload(plane, rows(1))).status_code == 201
+    answered.set()
+    assert (await uploading).json()["rows"] == 20
