@@ -1,5 +1,7 @@
 """What the routes stand on: one value with all that the control plane holds."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -16,6 +18,22 @@ from api.telemetry import Telemetry
 from api.tokens import Tokens
 
 
+class Pulse:
+    """Whether the operator's loop turns, where this process runs one."""
+
+    def __init__(self) -> None:
+        self._turned: Callable[[], float] | None = None
+
+    def watch(self, turned: Callable[[], float]) -> None:
+        """From now on `turned` says when the loop last turned, by the monotonic clock."""
+        self._turned = turned
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the loop turned; 0 without an operator."""
+        return time.monotonic() - self._turned() if self._turned is not None else 0.0
+
+
 @dataclass(frozen=True)
 class ControlPlane:
     """The parts of one running control plane."""
@@ -29,6 +47,7 @@ class ControlPlane:
     telemetry: Telemetry
     resolver: Resolver
     logs: Logs
+    pulse: Pulse
 
     @classmethod
     def of(cls, settings: Settings) -> "ControlPlane":
@@ -45,6 +64,7 @@ class ControlPlane:
             telemetry=Telemetry(),
             resolver=Resolver(settings, database, store),
             logs=Logs(settings.data, store),
+            pulse=Pulse(),
         )
 
 

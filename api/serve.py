@@ -130,7 +130,9 @@ async def _operate(control: ControlPlane, stop: asyncio.Event) -> None:
         leader=Leader(control.database, alone=settings.sqlite),
         store=control.store.root,
         places=settings.local_jobs,
+        rules=Rules(Backoff(settings.back_off)),
     )
+    control.pulse.watch(lambda: operator.alive)
     await operator.run(stop)
 
 

@@ -37,6 +37,9 @@ class Settings(BaseSettings):
     database_url: str = Field(default="", description="absent: SQLite in the data folder; else postgresql://…")
     cluster: Literal["local"] = Field(default="local", description="what runs attempts: processes of this machine")
     local_jobs: Annotated[int, Field(ge=1, le=64)] = Field(default=1, description="jobs that run at once")
+    back_off: Annotated[float, Field(gt=0, le=300)] = Field(
+        default=10.0, description="before a next attempt; doubles with each one in a row, up to 5 minutes"
+    )
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = Field(default=8000, description="0: any free one")
     worker_host: str = Field(default="127.0.0.1", description="where workers report to; each call needs a token")

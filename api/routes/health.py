@@ -12,6 +12,7 @@ from api.store import jobs
 
 router = APIRouter(tags=["health"])
 _PATIENCE = 2.0
+_SILENCE = 60.0
 
 
 class Health(BaseModel):
@@ -20,9 +21,11 @@ class Health(BaseModel):
     status: str = "ok"
 
 
-@router.get("/livez")
-async def live() -> Health:
-    """The process answers."""
+@router.get("/livez", responses=documented(503))
+async def live(control: Control) -> Health:
+    """The process answers, and its operator's loop turns."""
+    if control.pulse.silence > _SILENCE:
+        raise Refusal(503, f"the operator's loop has not turned for {_SILENCE:g} s; restart the process")
     return Health()
 
 
