@@ -15,6 +15,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from api.control import ControlPlane
+from api.domain.decide import Rules
+from api.domain.outcome import Backoff
 from api.main import create_app, create_worker_app
 from api.operator.leader import Leader
 from api.operator.local import LocalCluster
