@@ -8,6 +8,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime import bf16_optimizer
 from deepspeed.runtime.zero import GatheredParameters
 from torch import Tensor, nn
 
@@ -81,6 +82,7 @@ class Engine:
     def __init__(self, model: nn.Module, loss_sum: LossSum, spec: JobSpec):
         """Wraps `model`. The ranks must have met (`Ranks`); all of them construct at the same time."""
         assert not isinstance(spec.stage, RehearseStage)
+        _tame_deepspeed()
         self.model = model
         self.zero = effective_zero(spec)
         self._clip = spec.stage.optimizer.clip
@@ -212,3 +214,12 @@ class Engine:
                         copies.setdefault(id(tensor), tensor.detach().cpu().clone())
                         state[whole] = copies[id(tensor)]
         return state if keep else None
+
+
+def _tame_deepspeed() -> None:
+    """Keeps DeepSpeed from work and words that nobody asked for."""
+    # Its shared-memory all-reduce for hosts, and the look whether it could be built. The build takes a minute at the
+    # first start, needs a compiler and a folder to write to, and its kernel hangs the other ranks when one dies.
+    deepspeed.ops.__compatible_ops__ = {}
+    # Prints memory, and collects garbage for half a second, several times a start.
+    bf16_optimizer.see_memory_usage = lambda *_, **__: None

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import socket
 from dataclasses import dataclass, field
@@ -34,7 +35,10 @@ def words(rng: random.Random, fewest: int, most: int) -> str:
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Input:
     """A data file, as an order names it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # Each rank writes it: the same bytes, whole at any moment.
+    own = path.with_suffix(f".{os.getpid()}")
+    own.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own.replace(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Input(reference=f"files/{path.stem}", kind="file", location=str(path), sha256=digest, rows=len(rows))
 

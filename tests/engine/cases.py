@@ -1,0 +1,161 @@
+"""What runs inside the ranks of the pool, beside whole attempts (`jobs.attempt`)."""
+
+import math
+from typing import Any
+
+from tests.engine.jobs import Job
+from worker.contract.spec import RehearseStage
+
+
+def _feed(job: Job, rank: int, world: int) -> tuple[Any, Any, Any]:
+    """(spec, loaded model, feed) of a job, as its stage would make them."""
+    from worker.dataset import read_dataset
+    from worker.feed import Feed
+    from worker.models import load
+
+    order = job.order(1)
+    stage = order.spec.stage
+    assert not isinstance(stage, RehearseStage)
+    loaded = load(order.spec, order.inputs, job.store)
+    dataset = read_dataset(order, stage, loaded.tokenizer, split=stage.type == "pretrain")
+    feed = Feed(dataset, order.spec, rank=rank, world=world, pad_id=loaded.tokenizer.pad_token_id)
+    return order.spec, loaded, feed
+
+
+def _engine(job: Job, rank: int, world: int) -> tuple[Any, Any, Any, Any]:
+    from worker.distributed import Ranks
+    from worker.engine import Engine
+    from worker.losses import token_loss_sum
+
+    spec, loaded, feed = _feed(job, rank, world)
+    ranks = Ranks(rank, world)
+    return spec, Engine(loaded.model, token_loss_sum, spec), feed, ranks
+
+
+def plain_losses(rank: int, world: int, job: Job) -> list[tuple[float, float]]:
+    """(loss, gradient norm) of every step by torch alone: one batch an update, the mean over its tokens, AdamW."""
+    import torch
+
+    from worker.schedule import learning_rate
+    from worker.state import Position
+
+    spec, loaded, feed = _feed(job, 0, 1)
+    model, settings = loaded.model, spec.stage.optimizer
+    adamw = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        foreach=False,
+        fused=False,
+    )
+    found, position, steps = [], Position(), feed.steps()
+    for step in range(1, steps + 1):
+        nats, trained = torch.zeros(()), 0
+        for batch in feed.at(position).micro_batches:
+            logits = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
+            flat, labels = logits.flatten(0, 1), batch.labels.flatten()
+            nats = nats + torch.nn.functional.cross_entropy(flat, labels, ignore_index=-100, reduction="sum")
+            trained += int((labels != -100).sum())
+        loss = nats / trained
+        adamw.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip or math.inf)
+        for group in adamw.param_groups:
+            group["lr"] = learning_rate(step, peak=spec.lr, steps=steps, optimizer=settings)
+        adamw.step()
+        found.append((loss.item(), norm.item()))
+        position = feed.after(position)
+    return found
+
+
+def gradient(rank: int, world: int, job: Job) -> list[float]:
+    """The gradient of the first update, before clipping, as one flat list."""
+    import torch
+    from deepspeed.utils import safe_get_full_grad
+
+    from worker.state import Position
+
+    _, engine, feed, _ = _engine(job, rank, world)
+    update = feed.at(Position())
+    for number, batch in enumerate(update.micro_batches, start=1):
+        last = number == len(update.micro_batches)
+        engine.train_micro(batch, weight=world / max(1, update.trained), last=last)
+    gradients = [
+        p.grad if engine.zero == 0 else safe_get_full_grad(p) for p in engine.model.parameters() if p.requires_grad
+    ]
+    return torch.cat([g.detach().flatten() for g in gradients]).tolist()
+
+
+def preflight_changes(rank: int, world: int, job: Job, steps: int) -> list[str]:
+    """What a preflight changed after `steps` updates, by name: nothing, if it keeps its promise."""
+    import torch
+
+    from worker.memory import preflight
+    from worker.state import Position, random_states
+
+    def same(a: Any, b: Any) -> bool:
+        if isinstance(a, torch.Tensor):
+            return torch.equal(a, b)
+        if isinstance(a, dict):
+            return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+        if isinstance(a, list | tuple):
+            return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+        return bool(a == b)
+
+    def copy(a: Any) -> Any:
+        if isinstance(a, torch.Tensor):
+            return a.detach().clone()
+        if isinstance(a, dict):
+            return {k: copy(v) for k, v in a.items()}
+        return type(a)(copy(v) for v in a) if isinstance(a, list | tuple) else a
+
+    def state() -> dict[str, Any]:
+        return copy({
+            "weights": engine.gather(),
+            "optimizer": engine._engine.optimizer.state_dict(),
+            "random": random_states(),
+            "gradients": [p.grad for p in engine.model.parameters()],
+        })
+
+    spec, engine, feed, _ = _engine(job, rank, world)
+    position = Position()
+
+    def train() -> list[float]:
+        nonlocal position
+        update = feed.at(position)
+        position = feed.after(position)
+        loss = [
+            engine.train_micro(batch, weight=world / update.trained, last=batch is update.micro_batches[-1]).item()
+            for batch in update.micro_batches
+        ]
+        return [*loss, engine.step(0.01)]
+
+    for _ in range(steps):
+        train()
+    before = state()
+    preflight(engine, feed.longest(position), spec)
+    after = state()
+    return [name for name in before if not same(before[name], after[name])]
+
+
+def losses_with_discards(rank: int, world: int, job: Job, discard: bool) -> list[float]:
+    """The losses of some updates; with `discard`, another update's gradients are added up and forgotten before each."""
+    from worker.state import Position
+
+    _, engine, feed, _ = _engine(job, rank, world)
+    position, losses = Position(), []
+    for _ in range(3):
+        update, other = feed.at(position), feed.at(feed.after(position))
+        if discard:
+            for batch in other.micro_batches:
+                engine.train_micro(batch, weight=3.0, last=batch is other.micro_batches[-1])
+            engine.discard_gradients()
+            engine.train_micro(other.micro_batches[0], weight=3.0, last=False)
+            engine.discard_gradients()
+        for batch in update.micro_batches:
+            loss = engine.train_micro(batch, weight=world / update.trained, last=batch is update.micro_batches[-1])
+            losses.append(loss.item())
+        losses.append(engine.step(0.01))
+        position = feed.after(position)
+    return losses

@@ -1,0 +1,43 @@
+"""The learning rate of every update, against values worked out by hand."""
+
+import math
+
+import pytest
+
+from worker.contract.spec import Optimizer
+from worker.schedule import learning_rate, warmup_steps
+
+pytestmark = pytest.mark.quick
+
+
+def rates(steps: int, **settings: object) -> list[float]:
+    optimizer = Optimizer.model_validate(settings)
+    return [learning_rate(step, peak=1.0, steps=steps, optimizer=optimizer) for step in range(1, steps + 1)]
+
+
+def test_constant_stays_at_the_peak() -> None:
+    assert rates(3, schedule="constant", warmup=0.0) == [1.0, 1.0, 1.0]
+
+
+def test_warmup_rises_by_equal_parts_and_its_last_step_has_the_peak() -> None:
+    assert rates(6, schedule="constant", warmup=4.0) == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_linear_falls_by_equal_parts_towards_zero_after_the_last_step() -> None:
+    assert rates(6, schedule="linear", warmup=2.0) == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+
+
+def test_cosine_is_at_half_the_peak_halfway() -> None:
+    found = rates(4, schedule="cosine", warmup=0.0)
+    assert found == pytest.approx([1.0, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4])
+
+
+@pytest.mark.parametrize(
+    ("warmup", "steps", "count"), [(0.0, 10, 0), (0.03, 100, 3), (0.07, 100, 7), (0.5, 3, 2), (5.0, 100, 5), (1.0, 9, 1)]
+)
+def test_warmup_is_a_share_below_one_and_a_count_from_one_on(warmup: float, steps: int, count: int) -> None:
+    assert warmup_steps(warmup, steps) == count
+
+
+def test_a_warmup_longer_than_the_job_still_ends_at_the_peak() -> None:
+    assert rates(2, schedule="cosine", warmup=100.0) == [0.5, 1.0]
