@@ -23,6 +23,8 @@ HEARTBEAT = 2.0
 # Seconds that the reports still waiting at the end may take.
 DRAIN = 60.0
 _LONGEST_WAIT = 2.0
+# Seconds that news is gathered for, when it is sent before its time.
+_APART = 0.1
 _SET_ASIDE_AT_MOST = 20
 
 
@@ -94,6 +96,7 @@ class Reporter(threading.Thread):
             return
         while not self._closed.is_set() and not self._over:
             self._due.wait(HEARTBEAT)
+            self._closed.wait(_APART)
             self._due.clear()
             try:
                 self._report()

@@ -42,7 +42,7 @@ class Attempt:
         self.folder = home / "attempts" / f"{JOB}-a{attempt}"
         self.folder.mkdir(parents=True)
         self.store.mkdir(exist_ok=True)
-        (self.folder / "token").write_text(TOKEN)
+        (self.folder / "token").write_text(f"{TOKEN}{attempt}")
         self.order = Order(
             job=JOB,
             attempt=attempt,

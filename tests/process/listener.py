@@ -12,7 +12,8 @@ from fastapi import FastAPI, HTTPException, Request
 
 from worker.contract.protocol import Answer, Checkpoint, Desired, Event, Finish, Metric, Report
 
-TOKEN = "the-attempt's-token"
+# Each attempt's token begins with this.
+TOKEN = "token-of-attempt-"
 
 
 class Listener:
@@ -28,7 +29,7 @@ class Listener:
         self.accepted: list[Report] = []
         self.finishes: list[Finish] = []
         self.seen_at: list[float] = []
-        self._sizes: list[int] = []
+        self._last_seq: dict[str, int] = {}
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -72,13 +73,15 @@ class Listener:
     def _app(self) -> FastAPI:
         app = FastAPI()
 
-        def check_token(request: Request) -> None:
-            if request.headers.get("authorization") != f"Bearer {self.token}":
-                raise HTTPException(401, "not the token of this attempt")
+        def check_token(request: Request) -> str:
+            token = request.headers.get("authorization", "")
+            if not token.startswith(f"Bearer {self.token}"):
+                raise HTTPException(401, "not the token of an attempt")
+            return token
 
         @app.post("/worker/v1/report")
         async def report(body: Report, request: Request) -> Answer:
-            check_token(request)
+            attempt = check_token(request)
             self.seen.append(body)
             self.seen_at.append(time.monotonic())
             status = self.status(body)
@@ -86,7 +89,8 @@ class Listener:
                 await asyncio.sleep(3600)
             if status != 200:
                 raise HTTPException(status, f"told to answer {status}")
-            if not self.accepted or body.seq > self.accepted[-1].seq:
+            if body.seq > self._last_seq.get(attempt, 0):
+                self._last_seq[attempt] = body.seq
                 self.accepted.append(body)
             return Answer(desired=self.desired)
 

@@ -116,13 +116,13 @@ def test_a_report_refused_as_malformed_does_not_block_those_after_it(
     listener: Listener, attempt: MakeAttempt, status: int
 ) -> None:
     listener.status = refuse_once(status, when=lambda report: bool(report.metrics))
-    job = attempt(stage={"steps": 500}).start()
+    job = attempt(stage={"steps": 250}).start()
     assert job.wait() == 0
     aside = list((job.own / "spool" / "refused").iterdir())
     assert len(aside) == 1
     refused = Report.model_validate_json(aside[0].read_bytes())
     lost = {metric.step for metric in refused.metrics}
-    assert listener.losses.keys() == set(range(1, 501)) - lost
+    assert listener.losses.keys() == set(range(1, 251)) - lost
     assert [event.type for event in listener.events] == ["ReportRefused"]
     assert str(status) in listener.events[0].message
     assert job.termination().undelivered == 0
@@ -132,28 +132,28 @@ def test_a_report_refused_as_malformed_does_not_block_those_after_it(
 def test_training_goes_on_while_nobody_takes_reports_and_all_of_them_arrive_in_order(
     listener: Listener, attempt: MakeAttempt, status: int
 ) -> None:
-    job = attempt(stage={"steps": 900}, checkpoint={"every_steps": 100}).start()
+    job = attempt(stage={"steps": 500}, checkpoint={"every_steps": 50}).start()
     until(lambda: listener.step > 0)
     listener.status = lambda report: status
     # The job saves further on although nobody hears it, and what it reports waits on the disk.
-    until(lambda: (job.own / "checkpoints" / "step-000000400").exists() and job.spool)
+    until(lambda: (job.own / "checkpoints" / "step-000000300").exists() and job.spool)
     listener.status = lambda report: 200
     assert job.wait() == 0
-    assert [m.step for m in listener.metrics if m.name == "train/loss"] == list(range(1, 901))
-    assert [c.step for c in listener.checkpoints] == list(range(100, 1000, 100))
+    assert [m.step for m in listener.metrics if m.name == "train/loss"] == list(range(1, 501))
+    assert [c.step for c in listener.checkpoints] == list(range(50, 501, 50))
     assert [r.seq for r in listener.accepted] == sorted({r.seq for r in listener.accepted})
     assert job.spool == []
     assert job.termination().undelivered == 0
 
 
 def test_a_control_plane_that_comes_back_elsewhere_is_found(listener: Listener, attempt: MakeAttempt) -> None:
-    job = attempt(stage={"steps": 900}).start()
+    job = attempt(stage={"steps": 500}).start()
     until(lambda: listener.step > 0)
     listener.stop()
     until(lambda: job.spool)
     listener.start()
     assert job.wait() == 0
-    assert listener.losses.keys() == set(range(1, 901))
+    assert listener.losses.keys() == set(range(1, 501))
     assert listener.finishes[-1].outcome == "succeeded"
 
 
