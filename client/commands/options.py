@@ -1,5 +1,6 @@
 """What many commands take."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -35,7 +36,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="For programs: JSON on stan
 def _jobs(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Completion: ids and names of the newest jobs."""
     try:
-        client = _client(str(ctx.params.get("server") or DEFAULT_URL))
+        given = ctx.params.get("server")
+        client = given if isinstance(given, Client) else _client(os.environ.get("RLHF_SERVER", DEFAULT_URL))
         jobs = list(client.jobs.all(limit=50))
     except Exception:  # a shell that completes must not show a traceback
         return []
