@@ -2,8 +2,8 @@
 
     python -m benchmarks.startup [--runs 5] [--ranks 1]
 
-A and B alternate: the imports alone in as many processes, then a whole job of SmolLM2-135M with LoRA whose model is in the
-cache. The first step has begun when the time of its point, less the time that it took, has come.
+A and B alternate: the imports alone in as many processes, then a whole job of SmolLM2-135M with LoRA whose model is in
+the cache. The first step has begun when the time of its point, less the time that it took, has come.
 """
 
 import json
@@ -21,7 +21,7 @@ import typer
 from client import Client
 from client.records import Job
 from tests.e2e.plane import control_plane
-from tests.smollm2 import gguf_file
+from tests.model.conftest import smollm2_gguf
 
 IMPORTS = "import torch, deepspeed, transformers"
 STEP = ("time/data", "time/forward", "time/backward", "time/step")
@@ -30,7 +30,7 @@ STEP = ("time/data", "time/forward", "time/backward", "time/step")
 def spec(data: Path, ranks: int) -> dict[str, object]:
     """One step of SmolLM2 on four short dialogues."""
     stage = {
-        "type": "sft", "model": str(gguf_file()), "data": str(data), "steps": 1, "batch": 4, "max_length": 64,
+        "type": "sft", "model": str(smollm2_gguf()), "data": str(data), "steps": 1, "batch": 4, "max_length": 64,
         "lora": {"rank": 16},
     }  # fmt: skip
     return {"name": "startup", "stage": stage, "resources": {"per_node": ranks}}
@@ -68,7 +68,7 @@ def main(runs: int = 5, ranks: int = 1) -> None:
         data = Path(folder) / "talks.jsonl"
         turns = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello, and welcome."}]
         data.write_text("".join(json.dumps({"messages": turns}) + "\n" for _ in range(8)))
-        allowed = os.pathsep.join([folder, str(gguf_file().parent)])
+        allowed = os.pathsep.join([folder, str(smollm2_gguf().parent)])
         with control_plane(Path(folder) / "plane", ALLOWED_PATHS=allowed) as plane:
             print("converting the model into the cache, once …", flush=True)
             job(plane.client, data, ranks)
@@ -79,12 +79,13 @@ def main(runs: int = 5, ranks: int = 1) -> None:
                 report.append(first_report)
                 step.append(first_step)
                 print(
-                    f"run {run}: imports {bare[-1]:.2f} s; first report {report[-1]:.2f} s; first step {step[-1]:.2f} s",
+                    f"run {run}: imports {bare[-1]:.2f} s, first report {first_report:.2f} s, first step {first_step:.2f} s",
                     flush=True,
                 )
     ratios = [b / a for a, b in zip(bare, step, strict=True)]
     print(
-        f"POST to first report: median {statistics.median(report):.2f} s ({min(report):.2f} to {max(report):.2f}); at most 2\n"
+        f"POST to first report: median {statistics.median(report):.2f} s ({min(report):.2f} to {max(report):.2f}); "
+        "at most 2\n"
         f"POST to first step / imports alone, {ranks} rank(s): median {statistics.median(ratios):.2f} "
         f"({min(ratios):.2f} to {max(ratios):.2f}); at most 2.5"
     )

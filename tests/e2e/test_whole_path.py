@@ -22,7 +22,7 @@ TINY = {
 }  # fmt: skip
 
 
-def sft(data: str, *, ranks: int = 1, zero: int = 0, steps: int = 6, **stage: Any) -> dict[str, Any]:
+def sft(data: str, *, ranks: int = 1, zero: int = 0, steps: int = 150, **stage: Any) -> dict[str, Any]:
     """An sft job of a model of 40,000 parameters, in fp32."""
     return {
         "name": "talks",
@@ -32,7 +32,7 @@ def sft(data: str, *, ranks: int = 1, zero: int = 0, steps: int = 6, **stage: An
         },
         "deepspeed": {"zero": zero, "precision": "fp32"},
         "resources": {"per_node": ranks, "cpu": "1"},
-        "checkpoint": {"every_steps": 2, "grace": "60s"},
+        "checkpoint": {"every_steps": 50, "grace": "60s"},
     }  # fmt: skip
 
 
@@ -59,19 +59,19 @@ def file(plane: ControlPlane, dialogues: Path) -> str:
 @pytest.fixture(scope="module")
 def unbroken(plane: ControlPlane, file: str) -> Job:
     """A job of two ranks under ZeRO-2 that nobody disturbed."""
-    spec = sft(file, ranks=2, zero=2) | {"evaluate": {"held_out": 0.25, "every_steps": 3}}
+    spec = sft(file, ranks=2, zero=2) | {"evaluate": {"held_out": 0.25, "every_steps": 75}}
     return finished(plane, plane.client.jobs.create(spec).id)
 
 
 def test_a_post_becomes_a_model_whose_curves_are_whole(plane: ControlPlane, unbroken: Job) -> None:
     curve = losses(plane, unbroken.id)
-    assert sorted(curve) == [1, 2, 3, 4, 5, 6]
-    assert curve[6] < curve[1]
+    assert sorted(curve) == list(range(1, 151))
+    assert curve[150] < curve[1]
     names = {p.name for p in plane.client.jobs.metrics(unbroken.id)}
     assert {"train/lr", "train/grad_norm", "train/tokens_per_second", "eval/loss", "eval/perplexity"} <= names
     assert {"time/data", "time/forward", "time/backward", "time/step", "time/save"} <= names
     assert unbroken.progress is not None
-    assert (unbroken.progress.step, unbroken.progress.steps) == (6, 6)
+    assert (unbroken.progress.step, unbroken.progress.steps) == (150, 150)
 
 
 def test_the_output_is_whole_and_says_where_it_came_from(plane: ControlPlane, unbroken: Job, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_the_output_is_whole_and_says_where_it_came_from(plane: ControlPlane, un
     folder = plane.client.models.download(model.id, tmp_path / "model")
     assert manifest.verify(folder).sha256 == model.sha256
     lineage = json.loads((folder / "lineage.json").read_text())
-    assert (lineage["job"], lineage["attempt"], lineage["step"]) == (unbroken.id, 1, 6)
+    assert (lineage["job"], lineage["attempt"], lineage["step"]) == (unbroken.id, 1, 150)
 
 
 def test_the_model_answers_on_this_machine(plane: ControlPlane, unbroken: Job, tmp_path: Path) -> None:
@@ -95,20 +95,19 @@ def test_the_model_answers_on_this_machine(plane: ControlPlane, unbroken: Job, t
 def test_only_the_newest_checkpoints_stay(plane: ControlPlane, unbroken: Job) -> None:
     kept = [c.step for c in plane.client.jobs.checkpoints(unbroken.id) if c.pruned_at is None]
     folders = sorted(p.name for p in (plane.data / "store" / "jobs" / unbroken.id / "a1" / "checkpoints").iterdir())
-    assert sorted(kept) == [4, 6]
-    assert folders == ["step-000000004", "step-000000006"]
+    assert sorted(kept) == [100, 150]
+    assert folders == ["step-000000100", "step-000000150"]
 
 
 def test_a_job_that_was_paused_and_resumed_has_the_losses_of_one_that_was_not(
     plane: ControlPlane, file: str, unbroken: Job
 ) -> None:
-    spec = sft(file, ranks=2, zero=2) | {"evaluate": {"held_out": 0.25, "every_steps": 3}}
+    spec = sft(file, ranks=2, zero=2) | {"evaluate": {"held_out": 0.25, "every_steps": 75}}
     job = plane.client.jobs.create(spec)
     wait_until(lambda: len(losses(plane, job.id)) >= 2, seconds=120, what="the second step")
     plane.client.jobs.pause(job.id)
-    wait_until(lambda: plane.client.jobs.get(job.id).phase in ("paused", "succeeded"), what="the pause")
-    if plane.client.jobs.get(job.id).phase == "paused":
-        plane.client.jobs.resume(job.id)
+    wait_until(lambda: plane.client.jobs.get(job.id).phase == "paused", what="the pause")
+    plane.client.jobs.resume(job.id)
     assert finished(plane, job.id).attempt == 2
     assert losses(plane, job.id) == losses(plane, unbroken.id)
 
@@ -116,24 +115,21 @@ def test_a_job_that_was_paused_and_resumed_has_the_losses_of_one_that_was_not(
 def test_a_job_one_of_whose_ranks_was_killed_has_the_losses_of_one_that_was_not(
     plane: ControlPlane, file: str, unbroken: Job
 ) -> None:
-    spec = sft(file, ranks=2, zero=2) | {"evaluate": {"held_out": 0.25, "every_steps": 3}}
+    spec = sft(file, ranks=2, zero=2) | {"evaluate": {"held_out": 0.25, "every_steps": 75}}
     job = plane.client.jobs.create(spec)
-    wait_until(lambda: len(losses(plane, job.id)) >= 3, seconds=120, what="the third step")
+    wait_until(lambda: len(losses(plane, job.id)) >= 50, seconds=120, what="the first checkpoint")
     os.kill(plane.attempt_pids(job.id)[-1], signal.SIGKILL)
     over = finished(plane, job.id)
     first, second = plane.client.jobs.attempts(job.id)
     assert (first.reason, over.attempt) == ("Killed", 2)
-    assert second.resumed_from is not None and second.resumed_from >= 2
+    assert second.resumed_from is not None and second.resumed_from >= 50
     assert losses(plane, job.id) == losses(plane, unbroken.id)
 
 
 def test_a_loss_that_is_not_finite_ends_the_job_as_diverged(plane: ControlPlane, file: str) -> None:
-    job = plane.client.jobs.create(
-        sft(file, optimizer={"lr": 10, "schedule": "constant", "clip": 0, "eps": 1e-30}, steps=400)
-    )
+    # A root of a negative number: no value that follows is a number.
+    job = plane.client.jobs.create(sft(file, model={"config": TINY["config"] | {"rms_norm_eps": -1.0}}))
     over = finished(plane, job.id, "failed")
-    assert (over.reason, over.fault) == ("Diverged", "user")
-
-
-def test_the_tiny_example_is_a_whole_job(plane: ControlPlane) -> None:
-    pytest.skip("written with the example")
+    assert (over.reason, over.fault) == ("Diverged", "user"), over.message
+    assert losses(plane, job.id) == {}
+    assert not list((plane.data / "store" / "jobs" / job.id).glob("a*/checkpoints/step-*"))
