@@ -104,4 +104,4 @@ class Outbox:
             self._advance(**said, mark=self._progress.mark + bool(message["mark"]))
         with contextlib.suppress(ValueError):
             at = datetime.fromtimestamp(message["at"], UTC)
-            self._metrics += metrics_at(self._progress.step, message["metrics"], at)
+            self._metrics += metrics_at(message.get("step", self._progress.step), message["metrics"], at)
