@@ -12,7 +12,7 @@ import pytest
 from worker import checkpoint
 from worker.contract import manifest
 
-pytestmark = pytest.mark.quick
+quick = pytest.mark.quick
 
 
 def save(job: Path, attempt: int, step: int, content: bytes = b"weights") -> Path:
@@ -47,12 +47,14 @@ def garble_the_manifest(folder: Path) -> None:
     (folder / manifest.MANIFEST).write_text('{"files": ')
 
 
+@quick
 def test_a_sealed_folder_is_whole_and_leaves_nothing_temporary(tmp_path: Path) -> None:
     final = save(tmp_path, 1, 5)
     assert manifest.verify(final).files.keys() == {"model.bin", "deep/rank-0.json"}
     assert [path.name for path in final.parent.iterdir()] == ["step-000000005"]
 
 
+@quick
 def test_the_newest_step_of_any_attempt_is_found(tmp_path: Path) -> None:
     save(tmp_path, 1, 5)
     save(tmp_path, 2, 9)
@@ -62,6 +64,7 @@ def test_the_newest_step_of_any_attempt_is_found(tmp_path: Path) -> None:
     assert (found.attempt, found.step, damaged) == (2, 9, [])
 
 
+@quick
 def test_of_two_checkpoints_of_one_step_the_later_attempts_is_found(tmp_path: Path) -> None:
     for attempt in (2, 10, 9):
         save(tmp_path, attempt, 5)
@@ -70,6 +73,7 @@ def test_of_two_checkpoints_of_one_step_the_later_attempts_is_found(tmp_path: Pa
     assert found.attempt == 10
 
 
+@quick
 def test_an_attempt_looks_only_at_older_ones(tmp_path: Path) -> None:
     save(tmp_path, 1, 5)
     save(tmp_path, 3, 9)
@@ -79,10 +83,12 @@ def test_an_attempt_looks_only_at_older_ones(tmp_path: Path) -> None:
     assert checkpoint.newest_whole(tmp_path, before_attempt=1) == (None, [])
 
 
+@quick
 def test_a_job_without_a_folder_has_no_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.newest_whole(tmp_path / "none") == (None, [])
 
 
+@quick
 @pytest.mark.parametrize("damage", [cut_short, truncate, flip_a_bit, lose_the_manifest, garble_the_manifest])
 def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     save(tmp_path, 1, 3)
@@ -98,6 +104,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, damage: C
     ]
 
 
+@quick
 def test_a_checkpoint_that_is_there_and_whole_is_kept_when_sealed_again(tmp_path: Path) -> None:
     first = manifest.verify(save(tmp_path, 1, 5, b"first"))
     save(tmp_path, 1, 5, b"again")
@@ -105,6 +112,7 @@ def test_a_checkpoint_that_is_there_and_whole_is_kept_when_sealed_again(tmp_path
     assert not list(tmp_path.rglob(".tmp-*"))
 
 
+@quick
 def test_a_damaged_checkpoint_is_replaced_when_sealed_again(tmp_path: Path) -> None:
     truncate(save(tmp_path, 1, 5, b"first"))
     again = save(tmp_path, 1, 5, b"again")
@@ -112,6 +120,7 @@ def test_a_damaged_checkpoint_is_replaced_when_sealed_again(tmp_path: Path) -> N
     manifest.verify(again)
 
 
+@quick
 def test_what_an_unfinished_save_left_is_never_found_and_is_swept(tmp_path: Path) -> None:
     save(tmp_path, 1, 5)
     temporary = checkpoint.temporary_for(checkpoint.step_folder(tmp_path / "a1" / "checkpoints", 9))
@@ -172,6 +181,7 @@ def test_a_crash_at_any_step_of_sealing_leaves_the_old_one_whole_and_the_new_one
     assert calls >= 6
 
 
+@quick
 def test_what_is_sealed_is_flushed_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     fsync, rename = os.fsync, Path.rename
