@@ -6,7 +6,7 @@ import typer
 from rich.markup import escape
 
 from client.commands.options import AsJson, JobOrNewest, Server, job_or_newest
-from client.commands.watch import event_line
+from client.commands.picture import event_line
 from client.records import LogLine
 from client.terminal import as_json, out, print_json, say
 

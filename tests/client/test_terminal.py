@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from client.commands.metrics import plot
-from client.commands.watch import sparkline
+from client.commands.picture import sparkline
 from client.records import Point
 from client.terminal import duration, size
 
