@@ -130,7 +130,7 @@ def _tokenizer_of(model: Scratch, inputs: dict[str, Input], store: Path) -> PreT
 def _read_tokenizer(source: str, revision: str | None, name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
-    except _UNREADABLE as error:
+    except Exception as error:  # the tokenizers library raises nothing narrower
         raise BadSpec(f"stage.model: the tokenizer of {name} cannot be read: {_first_line(error)}") from None
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer

@@ -210,7 +210,12 @@ def test_gradient_checkpointing_changes_memory_and_no_gradient(
 def tiny_gguf(path: Path) -> Path:
     """A llama of one layer with a vocabulary of bytes, whose padding is what ends a text."""
     writer = GGUFWriter(path, "llama")
-    width, inner, heads, words = 32, 64, 4, [*bytes_tokenizer().convert_ids_to_tokens(range(256)), "<s>", "</s>"]
+    width, inner, heads, words = (
+        32,
+        64,
+        4,
+        [*bytes_tokenizer().convert_ids_to_tokens(range(256)), "<|endoftext|>", "</s>", "AB"],
+    )
     writer.add_block_count(1)
     writer.add_context_length(64)
     writer.add_embedding_length(width)
@@ -222,7 +227,7 @@ def tiny_gguf(path: Path) -> Path:
     writer.add_vocab_size(len(words))
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(words)
-    writer.add_token_types([1] * 256 + [3, 3])
+    writer.add_token_types([1] * 256 + [3, 3, 1])
     writer.add_token_merges([f"{words[65]} {words[66]}"])
     writer.add_bos_token_id(256)
     writer.add_eos_token_id(257)
@@ -248,8 +253,11 @@ def tiny_gguf(path: Path) -> Path:
 
 
 def _convert(gguf: Path, cache: Path, done: Any) -> None:
-    folder, note = converted(gguf, cache)
-    done.put((str(folder), note))
+    try:
+        done.put([str(part) for part in converted(gguf, cache)])
+    except BaseException as error:
+        done.put([repr(error), ""])
+        raise
 
 
 def test_a_gguf_converts_once_even_for_two_at_the_same_time(tmp_path: Path) -> None:
@@ -263,7 +271,7 @@ def test_a_gguf_converts_once_even_for_two_at_the_same_time(tmp_path: Path) -> N
     for process in both:
         process.join(timeout=60)
     assert first == second
-    assert sorted([one_note is None, other_note is None]) == [False, True]
+    assert sorted([one_note, other_note]) == ["None", "a.gguf was converted to safetensors, once for all jobs."]
     assert [path.name for path in cache.iterdir() if path.is_dir()] == [file_sha256(gguf)]
 
 
