@@ -9,9 +9,7 @@ from worker.packing import MicroBatch
 from worker.state import undisturbed
 
 
-def evaluate(
-    engine: Engine, batches: list[MicroBatch], ranks: Ranks, between: Callable[[], None]
-) -> dict[str, float]:
+def evaluate(engine: Engine, batches: list[MicroBatch], ranks: Ranks, between: Callable[[], None]) -> dict[str, float]:
     """`eval/loss` (nats a trained token over all ranks) and `eval/perplexity`.
 
     `between` is called before every micro-batch, the same number of times on each rank; what it raises passes through.

@@ -13,7 +13,7 @@ def discard(engine: Any) -> None:
     match type(optimizer).__name__:
         case "BF16_Optimizer":
             optimizer.clear_hp_grads()
-            optimizer.clear_lp_grads()
+            optimizer.clear_lp_grads(set_to_none=True)
         case "DeepSpeedZeroOptimizer":
             _zero_1_and_2(optimizer)
         case "DeepSpeedZeroOptimizer_Stage3":

@@ -74,5 +74,3 @@ def preflight(engine: Engine, longest: MicroBatch, spec: JobSpec) -> None:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
-
-

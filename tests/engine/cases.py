@@ -111,12 +111,14 @@ def preflight_changes(rank: int, world: int, job: Job, steps: int) -> list[str]:
         return type(a)(copy(v) for v in a) if isinstance(a, list | tuple) else a
 
     def state() -> dict[str, Any]:
-        return copy({
-            "weights": engine.gather(),
-            "optimizer": engine._engine.optimizer.state_dict(),
-            "random": random_states(),
-            "gradients": [p.grad for p in engine.model.parameters()],
-        })
+        return copy(
+            {
+                "weights": engine.gather(),
+                "optimizer": engine._engine.optimizer.state_dict(),
+                "random": random_states(),
+                "gradients": [p.grad for p in engine.model.parameters()],
+            }
+        )
 
     spec, engine, feed, _ = _engine(job, rank, world)
     position = Position()
@@ -159,3 +161,101 @@ def losses_with_discards(rank: int, world: int, job: Job, discard: bool) -> list
         losses.append(engine.step(0.01))
         position = feed.after(position)
     return losses
+
+
+def longest_row(rank: int, world: int, job: Job) -> list[int]:
+    """The length of the preflight's longest row, and then those of all rows."""
+    from worker.state import Position
+
+    _, _, feed = _feed(job, rank, world)
+    rows = [sum(map(len, row)) for update in feed.epoch(0) for row in update]
+    return [feed.longest(Position()).input_ids.shape[1], *rows]
+
+
+def feed_without_targets(rank: int, world: int, job: Job) -> str:
+    """What is said of samples of which nothing is trained."""
+    from worker.data import sample
+    from worker.dataset import Dataset
+    from worker.errors import BadData
+    from worker.feed import Feed
+
+    nothing = [sample([1, 2, 3], [False] * 3)]
+    try:
+        Feed(Dataset(nothing, [], False, ""), job.order(1).spec, rank=rank, world=world, pad_id=0)
+    except BadData as error:
+        return error.message
+    return ""
+
+
+def attempt_without_memory(rank: int, world: int, job: Job) -> tuple[str, str]:
+    """An attempt on a machine that has room for the model, but for no row of the batch."""
+    import torch
+
+    from tests.engine.jobs import attempt
+    from worker import losses
+    from worker.stages import sft
+
+    def greedy(model: Any, batch: Any) -> Any:
+        # A petabyte: refused by any machine's allocator, in its own words.
+        return losses.token_loss_sum(model, batch) + torch.empty(2**50, dtype=torch.uint8).sum()
+
+    sft.token_loss_sum = greedy  # type: ignore[assignment]
+    try:
+        ended = attempt(rank, world, job, 1)
+    finally:
+        sft.token_loss_sum = losses.token_loss_sum
+    return ended.outcome, ended.message
+
+
+def attempt_with_nan(rank: int, world: int, job: Job, at: int) -> Any:
+    """An attempt whose loss is NaN on the last rank, at its micro-batch `at` of training (the preflight's is the 0th)."""
+    from tests.engine.jobs import attempt
+    from worker import losses
+    from worker.stages import sft
+
+    seen = 0
+
+    def sometimes_nan(model: Any, batch: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        loss = losses.token_loss_sum(model, batch)
+        return loss * float("nan") if rank == world - 1 and seen == at + 1 else loss
+
+    sft.token_loss_sum = sometimes_nan  # type: ignore[assignment]
+    try:
+        return attempt(rank, world, job, 1)
+    finally:
+        sft.token_loss_sum = losses.token_loss_sum
+
+
+def attempt_with_infinite_gradient(rank: int, world: int, job: Job) -> Any:
+    """An attempt whose loss is a number, and its gradient is not."""
+    import torch
+
+    from tests.engine.jobs import attempt
+    from worker import losses
+    from worker.stages import sft
+
+    class Steep(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any) -> Any:
+            return grad * float("inf")
+
+    sft.token_loss_sum = lambda model, batch: Steep.apply(losses.token_loss_sum(model, batch))  # type: ignore[assignment]
+    try:
+        return attempt(rank, world, job, 1)
+    finally:
+        sft.token_loss_sum = losses.token_loss_sum
+
+
+def tensorboard_points(rank: int, world: int, folder: str, name: str) -> list[tuple[int, float]]:
+    """A curve as TensorBoard itself reads it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(folder)
+    events.Reload()
+    return [(point.step, point.value) for point in events.Scalars(name)]

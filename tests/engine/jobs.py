@@ -12,6 +12,7 @@ from typing import Any
 from worker.channel import Channel
 from worker.context import Context
 from worker.contract.check import parse_spec
+from worker.contract.manifest import tree_hash
 from worker.contract.order import Input, Order
 from worker.errors import WorkerFailure
 
@@ -103,6 +104,9 @@ class Job:
     def order(self, attempt: int) -> Order:
         """What attempt `attempt` is given."""
         inputs = {"stage.data.train": write_rows(self.store / "files" / "train.jsonl", self.rows)}
+        if isinstance(model := self.spec["stage"]["model"], str):
+            digest = tree_hash(Path(model))
+            inputs["stage.model"] = Input(reference=model, kind="path", location=model, sha256=digest)
         if self.held_out:
             inputs["evaluate.data"] = write_rows(self.store / "files" / "eval.jsonl", self.held_out)
         return Order(

@@ -43,7 +43,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ZeRO 2": {"deepspeed__zero": 2},
     "ZeRO 3": {"deepspeed__zero": 3},
     "ZeRO 2, offloaded": {"deepspeed": {"precision": "fp32", "zero": 2, "offload": "cpu"}},
-    "packed": {"stage__packing": True, "stage__max_length": 80, "stage__batch": 2, "deepspeed__zero": 2},
+    "packed": {
+        "stage__packing": True,
+        "stage__max_length": 160,
+        "stage__batch": 2,
+        "stage__micro_batch": 1,
+        "stage__steps": 12,
+        "deepspeed__zero": 2,
+    },
     "bf16": {"deepspeed": {"precision": "bf16", "zero": 0}},
     "bf16, ZeRO 2": {"deepspeed": {"precision": "bf16", "zero": 2}},
     "bf16, ZeRO 3": {"deepspeed": {"precision": "bf16", "zero": 3}},
@@ -92,7 +99,7 @@ def test_a_lora_job_resumes_to_the_last_digit_with_dropout_in_its_adapters(one: 
         "checkpoint": {"every_steps": 2},
     }
     for zero in (0, 2, 3):
-        changes["deepspeed__zero"] = zero
+        changes |= {"deepspeed__zero": zero, "stage__max_length": 128}
         whole, _ = lived_through(one, job(tmp_path / f"whole{zero}", **changes), [])
         plans = [Plan(stop_at=6), Plan(kill_at=9)]
         broken, lives = lived_through(one, job(tmp_path / f"broken{zero}", **changes), plans)
@@ -183,8 +190,6 @@ def test_any_number_of_stops_and_kills_at_random_micro_steps_change_no_digit(
     rng = random.Random(f"{variant} {seed}")
     changes = VARIANTS[variant]
     whole, _ = lived_through(one, job(tmp_path / "whole", **changes), [])
-    plans = [
-        Plan(**{rng.choice(["stop_at", "kill_at"]): rng.randint(1, LOOKS - 5)}) for _ in range(rng.randint(1, 6))
-    ]
+    plans = [Plan(**{rng.choice(["stop_at", "kill_at"]): rng.randint(1, LOOKS - 5)}) for _ in range(rng.randint(1, 6))]
     broken, _ = lived_through(one, job(tmp_path / "broken", **changes), plans)
     assert broken == whole

@@ -33,7 +33,8 @@ def test_cosine_is_at_half_the_peak_halfway() -> None:
 
 
 @pytest.mark.parametrize(
-    ("warmup", "steps", "count"), [(0.0, 10, 0), (0.03, 100, 3), (0.07, 100, 7), (0.5, 3, 2), (5.0, 100, 5), (1.0, 9, 1)]
+    ("warmup", "steps", "count"),
+    [(0.0, 10, 0), (0.03, 100, 3), (0.07, 100, 7), (0.5, 3, 2), (5.0, 100, 5), (1.0, 9, 1)],
 )
 def test_warmup_is_a_share_below_one_and_a_count_from_one_on(warmup: float, steps: int, count: int) -> None:
     assert warmup_steps(warmup, steps) == count
