@@ -46,12 +46,11 @@ async def drain(request: Request) -> None:
     # Who asks first (Expect: 100-continue) has not begun to send.
     if "expect" in request.headers:
         return
-    with contextlib.suppress(TimeoutError, ClientDisconnect):
+    # RuntimeError is Starlette's word that the body was read to its end before.
+    with contextlib.suppress(TimeoutError, ClientDisconnect, RuntimeError):
         async with asyncio.timeout(_PATIENCE):
-            while True:
-                message = await request.receive()
-                if message["type"] != "http.request" or not message.get("more_body", False):
-                    return
+            async for _ in request.stream():
+                pass
 
 
 async def read_json(request: Request, limit: int) -> tuple[bytes, Any]:

@@ -169,7 +169,7 @@ def settings(tmp_path: Path, database_url: str) -> Settings:
 
 
 @pytest.fixture
-async def plane(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Plane]:
+async def plane(settings: Settings) -> AsyncIterator[Plane]:
     """A running control plane on each database."""
     async with plane_on(settings) as plane:
         yield plane
