@@ -43,7 +43,9 @@ check: install
 	$(BIN)/python -m pytest -m quick -q $(ARGS)
 
 bench: install
-	@for benchmark in benchmarks/[a-z]*.py; do echo "== $$benchmark"; $(BIN)/python "$$benchmark"; done
+	@for file in benchmarks/[a-z]*.py; do \
+		name=benchmarks.$$(basename "$$file" .py); echo "== $$name"; $(BIN)/python -m "$$name"; \
+	done
 
 clean:
 	rm -rf .venv demo-data rlhf-data build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
