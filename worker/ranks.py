@@ -130,7 +130,10 @@ def _start(number: int, command: list[str], variables: dict[str, str], lock_fd: 
 def environment(order: Order, number: int) -> dict[str, str]:
     """What rank `number` finds in its environment beyond the launcher's own. No secrets."""
     resources = order.spec.resources
-    cores = quantity(resources.cpu) if resources.cpu is not None else float(_cores())
+    cores = float(_cores())
+    if resources.cpu is not None:
+        # More threads than cores only wait for each other.
+        cores = min(cores, quantity(resources.cpu))
     threads = str(max(1, int(cores / resources.per_node)))
     variables = {
         "RANK": str(number),
