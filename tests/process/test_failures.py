@@ -38,6 +38,10 @@ def test_every_way_to_run_out_of_memory_says_what_to_change(error: BaseException
     assert "micro_batch" in failure.message
 
 
+def test_memory_that_ran_out_behind_another_error_is_named() -> None:
+    assert failure_of(raised(ValueError("no batch"), MemoryError())).reason == "OutOfMemory"
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_named(number: int) -> None:
     assert isinstance(failure_of(raised(OSError(number, "full"))), StoreFull)
