@@ -21,6 +21,14 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
+class Note:
+    """A warning that a person should read: an event's type, and a sentence."""
+
+    type: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Begin:
     """Record a new attempt: the job goes from `queued` to `starting`."""
 
@@ -60,7 +68,7 @@ class Settle:
     """Record how the attempt ended, and what becomes of the job."""
 
     outcome: Outcome
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +95,7 @@ class Collected:
 
     spoilt: str | None = None
     """What is wrong with the outputs of an attempt that exited with 0."""
-    notes: tuple[str, ...] = ()
-    """What a person should know of reports that were lost."""
+    notes: tuple[Note, ...] = ()
 
 
 def decide(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from api.domain.decide import Collected
+from api.domain.decide import Collected, Note
 from api.domain.job import Attempt, Job
 from api.domain.observation import Observation
 from api.operator.cluster import Cluster
@@ -33,8 +33,13 @@ async def collect(
     if attempt is None:
         raise ValueError(f"{job.id} has no attempt")
     logs = await cluster.logs(attempt.object_name)
-    await asyncio.to_thread(_keep_logs, store / "logs" / job.id / f"a{attempt.number}", logs)
-    notes = await _take_in(job, attempt, seen, database=database, lease=lease, store=store)
+    notes = []
+    try:
+        await asyncio.to_thread(_keep_logs, store / "logs" / job.id / f"a{attempt.number}", logs)
+    except OSError as error:
+        # A full disk, perhaps: the outcome is worth more than the log.
+        notes.append(Note("LogsLost", f"its logs could not be kept: {error.strerror}"))
+    notes += await _take_in(job, attempt, seen, database=database, lease=lease, store=store)
     words = seen.termination or attempt.termination
     spoilt = None
     if seen.exit_code == 0 and words is not None:
@@ -65,7 +70,7 @@ def spool_folder(store: Path, job_id: str, attempt: int) -> Path:
 
 async def _take_in(
     job: Job, attempt: Attempt, seen: Observation, *, database: Database, lease: Lease, store: Path
-) -> list[str]:
+) -> list[Note]:
     """Feeds the spool's reports to where live ones go. The files stay until the outcome is stored, so that a second
     try counts the same; their `seq` keeps them from counting twice.
     """
@@ -88,7 +93,7 @@ async def _take_in(
     words = seen.termination or attempt.termination
     lost = max(0, (words.undelivered if words else 0) - len(paths))
     return [
-        f"{count} of its reports {what}"
+        Note("ReportsLost", f"{count} of its reports {what}")
         for count, what in (
             (damaged, "could not be read from the spool, and are lost"),
             (refused, "were refused, and are lost"),

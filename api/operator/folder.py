@@ -6,7 +6,6 @@ pid into it first of all (proof that it was started), and `exit.json` last of al
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import signal
@@ -85,6 +84,11 @@ class Folder:
     def launched(self) -> Path:
         """The pid that the launcher was given; proves nothing, but finds one that hangs before it wrote its own."""
         return self.path / "launched"
+
+    @property
+    def asked(self) -> Path:
+        """Its mtime is when the attempt is to be killed, 0 until it is asked to stop: that needs no room on the disk."""
+        return self.path / "stop"
 
     @property
     def launcher_log(self) -> Path:
@@ -175,21 +179,21 @@ class Folder:
         pid = self.pid() or _number(self.launched)
         if pid is None or not self.alive():
             return
-        asked, now = self.path / "stop.json", time.time()
-        try:
-            before = float(json.loads(asked.read_bytes())["kill_at"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            before = None
+        now, before = time.time(), self._kill_at()
         if before is None:
             _send(pid, signal.SIGTERM)
         # Not later than now + grace, so that a clock that was set back delays nothing for long.
         kill_at = now + grace if before is None else min(before, now + grace)
         if kill_at != before:
-            write(asked, json.dumps({"kill_at": kill_at}).encode())
+            os.utime(self.asked, (kill_at, kill_at))
         # While anybody holds the lock the group is not empty, so its number is nobody else's.
         if now >= kill_at and self.alive():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
+
+    def _kill_at(self) -> float | None:
+        """When the attempt is to be killed, in seconds since 1970; None: nobody has asked it to stop."""
+        return self.asked.stat().st_mtime or None
 
     def logs(self) -> dict[int, bytes]:
         """The end of each rank's log, by rank."""

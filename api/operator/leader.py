@@ -7,8 +7,6 @@ import secrets
 import socket
 import time
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from api.store import operations_leader
 from api.store.database import Database
 from api.store.operations_leader import Lease, NotLeader
@@ -35,7 +33,7 @@ class Leader:
         asked = time.monotonic()
         try:
             lease = await operations_leader.acquire(self._database, self.holder, self._seconds, alone=self._alone)
-        except (SQLAlchemyError, OSError) as error:
+        except Exception as error:  # drivers have errors of their own; it is asked for again
             log.warning("the leader's row cannot be reached: %s", error)
             return None
         if lease is not None:
@@ -62,7 +60,7 @@ class Leader:
             except NotLeader:
                 log.warning("%s lost the lease of epoch %d", lease.holder, lease.epoch)
                 return
-            except (SQLAlchemyError, OSError, TimeoutError) as error:
+            except Exception as error:  # drivers have errors of their own; it is tried while the lease runs
                 log.warning("the lease was not renewed: %s", error)
                 if self.left <= 0:
                     return
@@ -72,5 +70,5 @@ class Leader:
         self._until = 0.0
         try:
             await asyncio.wait_for(operations_leader.release(self._database, lease), 5.0)
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
+        except Exception as error:  # no matter: we are leaving
             log.warning("the lease was not released, and will run out: %s", error)

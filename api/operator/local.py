@@ -119,6 +119,8 @@ class LocalCluster:
                     return folder.uid()
                 write(folder.spec, order.model_dump_json(indent=1).encode())
                 write(folder.token, token.encode(), 0o600)
+                folder.asked.touch()
+                os.utime(folder.asked, (0, 0))
                 self._count(folder)
                 self._spawn(folder, order.spec, lock)
             return folder.uid()

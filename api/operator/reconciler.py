@@ -1,6 +1,7 @@
 """The operator's loop: who is worth a look, who may start, and nobody waits for anybody else's trouble."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Coroutine
@@ -33,6 +34,8 @@ class Pace:
     """Between two looks at all jobs, where nothing wakes the operator sooner."""
     least: float = 0.05
     """Between two looks, however often it is woken."""
+    left_over: float = 5.0
+    """Between two looks at final jobs, most of which want nothing, where nothing wakes the operator sooner."""
     resync: float = 30.0
     """Between two looks at everything that the cluster holds."""
     silence: float = 30.0
@@ -77,6 +80,8 @@ class Operator:
         self._working: dict[str, asyncio.Task[None]] = {}
         self._troubles: dict[str, _Trouble] = {}
         self._lost = asyncio.Event()
+        self._woken = False
+        self._next_whole = 0.0
         self._up_since = utcnow()
         self.alive = time.monotonic()
         """When the loop last turned, by the monotonic clock."""
@@ -118,8 +123,8 @@ class Operator:
                     await self._turn(steps)
                 except NotLeader:
                     break
-                except (SQLAlchemyError, OSError) as error:
-                    log.warning("the database does not answer: %s", error)
+                except Exception as error:  # drivers have errors of their own; the next turn tries again
+                    log.warning("the turn failed: %s: %s", type(error).__name__, error)
                 await self._rest(stop)
         finally:
             keeping.cancel()
@@ -131,16 +136,24 @@ class Operator:
 
     async def _turn(self, steps: Steps) -> None:
         """One look at all jobs: places are given in turn, everything else is done side by side."""
+        clock = time.monotonic()
+        whole = self._woken or clock >= self._next_whole
+        self._woken = False
         async with self._database.reading() as session:
             jobs = await operations_load.unsettled(session)
-        now, clock = utcnow(), time.monotonic()
+            if whole:
+                jobs += await operations_load.left_over(session)
+        if whole:
+            self._next_whole = clock + self._pace.left_over
+        now = utcnow()
         calm = [job for job in jobs if job.phase is not Phase.QUEUED or self._calm(job.id, clock)]
         begun = [job.id for job in may_start(calm, self._places, now) if await self._begin(steps, job)]
         for job in jobs:
             if job.id not in self._working and self._calm(job.id, clock):
                 self._work(job.id, self._advance(steps, job, look=job.id not in begun))
-        known = {job.id for job in jobs}
-        self._troubles = {job: trouble for job, trouble in self._troubles.items() if job in known}
+        if whole:
+            known = {job.id for job in jobs}
+            self._troubles = {job: trouble for job, trouble in self._troubles.items() if job in known}
 
     async def _begin(self, steps: Steps, job: Job) -> bool:
         if job.id in self._working:
@@ -200,6 +213,7 @@ class Operator:
 
     async def _hear(self) -> None:
         for job_id in await self._wakeups.wait(self._pace.poll):
+            self._woken = True
             # Its owner did something about it: no more waiting.
             self._troubles.pop(job_id, None)
 
@@ -219,8 +233,8 @@ class Operator:
 
 def _hint(loop: asyncio.AbstractEventLoop, wakeups: Wakeups, name: str) -> None:
     """Wakes the operator about the job of an attempt, from any thread."""
-    if not loop.is_closed():
-        asyncio.run_coroutine_threadsafe(wakeups.wake(name.rpartition("-a")[0]), loop)
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+        loop.call_soon_threadsafe(wakeups.hint, name.rpartition("-a")[0])
 
 
 async def _first(seconds: float, *waits: Coroutine[Any, Any, object]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.domain.decide import Note
 from api.domain.job import FINAL, Attempt, Desired, Job, Phase, Reason
 from api.domain.lifecycle import check
 from api.domain.outcome import Outcome
@@ -119,7 +120,7 @@ async def stop_attempt(
 
 
 async def settle(
-    session: AsyncSession, lease: Lease, job: Job, outcome: Outcome, now: datetime, *, notes: Sequence[str] = ()
+    session: AsyncSession, lease: Lease, job: Job, outcome: Outcome, now: datetime, *, notes: Sequence[Note] = ()
 ) -> None:
     """Records how the attempt ended and what becomes of the job; models are registered with a success, in one
     transaction. `notes` are warnings that become events. Raises IllegalMove, NotLeader, Stale.
@@ -127,7 +128,7 @@ async def settle(
     row = await _locked(session, lease, job)
     attempt = _current(job)
     for note in notes:
-        await events.add(session, row, "ReportsLost", note, level="warning", attempt=attempt.number)
+        await events.add(session, row, note.type, note.message, level="warning", attempt=attempt.number)
     end = outcome.ending
     await _attempt(
         session,
@@ -170,14 +171,6 @@ async def mark_cleaned(session: AsyncSession, lease: Lease, job: Job) -> None:
     """Records that nothing is left of the attempt's objects. Raises NotLeader, Stale."""
     await _locked(session, lease, job)
     await _attempt(session, job, {"cleaned": True})
-
-
-async def note(
-    session: AsyncSession, lease: Lease, job: Job, type: str, message: str, *, level: Level = "warning"
-) -> None:
-    """Adds an event alone. Raises NotLeader, Stale."""
-    row = await _locked(session, lease, job)
-    await events.add(session, row, type, message, level=level, attempt=row.attempt or None)
 
 
 async def _locked(session: AsyncSession, lease: Lease, job: Job) -> JobRow:

@@ -14,14 +14,19 @@ from worker.contract.spec import JobSpec
 
 
 async def unsettled(session: AsyncSession) -> list[Job]:
-    """All jobs about which there may be something to do: those not final, and final ones with something left over."""
+    """All jobs that are not final."""
+    return await _load(session, JobRow.phase.in_([str(phase) for phase in Phase if phase not in FINAL]))
+
+
+async def left_over(session: AsyncSession) -> list[Job]:
+    """Final jobs about which there is something to do: deleted, to be tried again, or with objects left."""
     final = JobRow.phase.in_([str(phase) for phase in FINAL])
     left = or_(
         JobRow.deleted_at.is_not(None),
         JobRow.retry_requested.is_(True),
         and_(JobRow.attempt > 0, AttemptRow.cleaned.is_(False)),
     )
-    return await _load(session, or_(~final, left))
+    return await _load(session, and_(final, left))
 
 
 async def one(session: AsyncSession, job_id: str) -> Job | None:

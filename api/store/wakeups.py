@@ -35,6 +35,10 @@ class Wakeups:
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             log.warning("no NOTIFY was sent, the operator's poll will see it: %s", error)
 
+    def hint(self, job_id: str) -> None:
+        """Wakes the operator of this process alone. Call it in the event loop's thread."""
+        self._note(job_id)
+
     async def wait(self, timeout: float) -> set[str]:
         """The jobs that were woken, as soon as there are any; an empty set after `timeout` seconds."""
         with contextlib.suppress(TimeoutError):
