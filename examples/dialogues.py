@@ -35,7 +35,7 @@ def _row(turns: list[str]) -> dict[str, Any]:
     return {"messages": [{"role": "assistant" if i % 2 else "user", "content": turn} for i, turn in enumerate(turns)]}
 
 
-def write(folder: Path, held_out: float = 0.1, seed: int = 17) -> tuple[Path, Path]:
+def write(folder: Path, held_out: float = 0.05, seed: int = 17) -> tuple[Path, Path]:
     """Writes `train.jsonl` and `held-out.jsonl`; no opening line is in both."""
     dialogues = rows()
     openings = sorted({row["messages"][0]["content"].lower() for row in dialogues})

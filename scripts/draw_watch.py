@@ -1,10 +1,12 @@
 """The README's picture, from a real run: `python -m scripts.draw_watch URL JOB STEP FILE.svg` draws it at that step."""
 
 import io
+import re
 import sys
 import time
 from pathlib import Path
 
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 
 from client import Client
@@ -17,7 +19,7 @@ def main() -> None:
     url, name, step, file = sys.argv[1:]
     client = Client(url)
     followed = Followed(client, client.jobs.find(name))
-    console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True)
+    console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True, highlight=False)
     picture = Picture(console)
     while not followed.over:
         followed.look()
@@ -25,9 +27,11 @@ def main() -> None:
         if followed.job.progress is not None and followed.job.progress.step >= int(step):
             break
         time.sleep(0.5)
-    console.print(f"[bold green]$[/] rlhf watch {followed.job.name}")
+    console.print(f"[bold green]$ [/]rlhf watch {followed.job.name}")
     console.print(drawn)
-    Path(file).write_text(console.export_svg(title="rlhf"), encoding="utf-8")
+    # The fonts that rich would load from elsewhere are left out: the viewer's own will do.
+    plain = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    Path(file).write_text(console.export_svg(title="rlhf", code_format=plain), encoding="utf-8")
 
 
 if __name__ == "__main__":

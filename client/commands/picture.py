@@ -64,9 +64,10 @@ def _state(followed: Followed) -> str:
             "The job goes on without it.[/]"
         )
     job = followed.job
-    doing = f"[blue]{job.activity}[/]" if job.activity and job.phase == "running" else ""
+    doing = f"[blue]{job.activity}   [/]" if job.activity and job.phase == "running" else ""
     reason = f"[dim]{why(job.reason, job.message)}[/]" if job.reason and job.phase != "succeeded" else ""
-    return "   ".join(part for part in (doing, numbers(followed, graph=True), reason) if part) or "[dim]waiting[/]"
+    said = "   ".join(part for part in (numbers(followed, graph=True), reason) if part)
+    return (doing + said) or "[dim]waiting[/]"
 
 
 def steps(job: Job) -> str:
@@ -106,4 +107,4 @@ def event_line(event: Event) -> str:
     """One event, as markup."""
     style = LEVEL_STYLES[event.level] or "default"
     message = escape(" ".join(event.message.split()))
-    return f"[dim]{clock(event.at)}[/]  [{style}]{escape(event.type)}[/]  {message}"
+    return f"[dim]{clock(event.at)}  [/][{style}]{escape(event.type)}  [/]{message}"
