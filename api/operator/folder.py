@@ -87,7 +87,7 @@ class Folder:
 
     @property
     def asked(self) -> Path:
-        """Its mtime is when the attempt is to be killed, 0 until it is asked to stop: that needs no room on the disk."""
+        """Its mtime is when the attempt is to be killed, 0 until it is asked to stop: that needs no room on disk."""
         return self.path / "stop"
 
     @property
