@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 Stop = Literal["save", "discard"]
 _STOPS: tuple[Stop | None, ...] = (None, "save", "discard")
@@ -25,12 +26,16 @@ class Ranks:
         backend = "nccl" if _uses_cuda() else "gloo"
         if not dist.is_initialized():
             if world == 1:
-                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+                dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
             else:
                 init = os.environ.get("WORKER_RENDEZVOUS", "env://")
                 dist.init_process_group(backend, init_method=init, rank=rank, world_size=world, timeout=_PATIENCE)
         # The host's group: an agreement every micro-step must not wait for the accelerator.
-        self._host = dist.new_group(backend="gloo", timeout=_PATIENCE) if backend != "gloo" and world > 1 else None
+        self._host: dist.ProcessGroup | None = None
+        if backend != "gloo" and world > 1:
+            group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+            assert isinstance(group, dist.ProcessGroup)
+            self._host = group
 
     def agree_to_stop(self, stop: Stop | None) -> Stop | None:
         """What the ranks do at this micro-step: the strongest wish of any of them, the same answer on all."""

@@ -128,7 +128,7 @@ class Engine:
         self._engine.train()
         self._engine.set_gradient_accumulation_boundary(last)
         with timer("forward"):
-            loss = self._engine(batch.to(self.device))
+            loss: Tensor = self._engine(batch.to(self.device))
         with timer("backward"):
             self._engine.backward(loss * weight, scale_wrt_gas=False)
         return loss.detach()
@@ -137,7 +137,8 @@ class Engine:
         """The sum of the losses of one micro-batch in nats, without dropout and without a graph."""
         self._engine.eval()
         with torch.no_grad():
-            return self._engine(batch.to(self.device)).detach()
+            loss: Tensor = self._engine(batch.to(self.device))
+        return loss.detach()
 
     def step(self, lr: float) -> float:
         """Updates the weights with what `train_micro` added up. Gives the gradient's norm before clipping.

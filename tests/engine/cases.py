@@ -208,7 +208,7 @@ def attempt_without_memory(rank: int, world: int, job: Job) -> tuple[str, str]:
 
 
 def attempt_with_nan(rank: int, world: int, job: Job, at: int) -> Any:
-    """An attempt whose loss is NaN on the last rank, at its micro-batch `at` of training (the preflight's is the 0th)."""
+    """An attempt whose loss is NaN on the last rank, at its training micro-batch `at` (the preflight's is the 0th)."""
     from tests.engine.jobs import attempt
     from worker import losses
     from worker.stages import sft

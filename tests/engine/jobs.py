@@ -25,7 +25,28 @@ LLAMA = {
     "max_position_embeddings": 256,
     "tie_word_embeddings": True,
 }
-WORDS = "the a red blue small large cat dog tree house runs sleeps eats sees and but then here there now".split()
+WORDS = [
+    "the",
+    "a",
+    "red",
+    "blue",
+    "small",
+    "large",
+    "cat",
+    "dog",
+    "tree",
+    "house",
+    "runs",
+    "sleeps",
+    "eats",
+    "sees",
+    "and",
+    "but",
+    "then",
+    "here",
+    "there",
+    "now",
+]
 
 
 def words(rng: random.Random, fewest: int, most: int) -> str:

@@ -48,7 +48,7 @@ class Pool:
         for end in self._ends:
             end.send((case, arguments, timeout))
         results, errors = [], []
-        for rank, end in enumerate(self._ends):
+        for end in self._ends:
             # One rank's error leaves the other waiting for it.
             answered = end.poll(5 if any(errors) else timeout)
             result, error = end.recv() if answered else (None, "no answer")

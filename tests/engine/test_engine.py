@@ -1,9 +1,10 @@
-"""The same data gives the same gradient and the same losses, however it is spread over ranks, stages and micro-batches."""
+"""The same data gives the same gradient and losses, however it is spread over ranks, stages and micro-batches."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.engine import cases, jobs
 from tests.engine.pool import Pool
 

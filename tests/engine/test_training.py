@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.engine import cases, jobs
 from tests.engine.jobs import Job, Plan
 from tests.engine.pool import Pool
