@@ -42,14 +42,14 @@ async def accept(session: AsyncSession, job_id: str, attempt: int, report: Repor
     `late` is for reports that the operator finds in the spool of an attempt that is over: they add history, and never
     change what the job does. Raises AttemptOver, JobGone, Misplaced.
     """
-    job, row = await _locked(session, job_id, attempt)
+    row = await _locked(session, job_id, attempt)
     if not late:
-        _check_live(job, attempt, row)
+        _check_live(attempt, row)
     folder = f"jobs/{job_id}/a{attempt}/"
     for checkpoint in report.checkpoints:
         if not checkpoint.path.startswith(folder):
             raise Misplaced(f"checkpoint {checkpoint.path} does not lie in {folder}")
-    answer = Answer(desired=Desired(job.desired).value)
+    answer = Answer(desired=Desired(row.desired).value)
     if report.seq <= row.last_seq:
         return Accepted(answer)
 
@@ -66,7 +66,7 @@ async def accept(session: AsyncSession, job_id: str, attempt: int, report: Repor
         changes["resumed_from"] = report.resumed_from
         await _supersede(session, job_id, attempt, report.resumed_from)
     if report.metrics:
-        await _add_metrics(session, job, attempt, report)
+        await _add_metrics(session, row, attempt, report)
     if report.checkpoints:
         values = [
             {"job_id": job_id, "attempt": attempt, "pruned_at": None, **checkpoint.model_dump()}
@@ -77,10 +77,10 @@ async def accept(session: AsyncSession, job_id: str, attempt: int, report: Repor
         update(AttemptRow).where(AttemptRow.job_id == job_id, AttemptRow.number == attempt).values(**changes)
     )
     of_job: dict[str, Any] = {}
-    if attempt == job.attempt:
+    if attempt == row.attempt:
         of_job = {"progress": changes["progress"]} | ({} if late else {"activity": report.activity})
     if report.events:
-        of_job["event_count"] = await _add_events(session, job, attempt, report)
+        of_job["event_count"] = await _add_events(session, row, attempt, report)
     if of_job:
         await session.execute(update(JobRow).where(JobRow.id == job_id).values(**of_job))
     return Accepted(answer, first)
@@ -91,14 +91,14 @@ async def finish(session: AsyncSession, job_id: str, attempt: int, end: Finish) 
 
     The operator decides what follows. Raises AttemptOver, JobGone, Misplaced.
     """
-    job, row = await _locked(session, job_id, attempt)
+    row = await _locked(session, job_id, attempt)
     folder = f"jobs/{job_id}/a{attempt}/"
     for output in end.outputs:
         if not output.path.startswith(folder):
             raise Misplaced(f"output {output.path} does not lie in {folder}")
     if row.termination is not None:
         return False
-    if attempt != job.attempt or row.ended_at is not None or row.accepted_at is None:
+    if attempt != row.attempt or row.ended_at is not None or row.accepted_at is None:
         raise AttemptOver(f"attempt {attempt} of {job_id} is over")
     termination = Termination(**end.model_dump(), exit_code=_EXIT_CODES[end.outcome])
     await session.execute(
@@ -115,21 +115,19 @@ async def insert_new(session: AsyncSession, table: type[Base], values: list[dict
     await session.execute(build(table).on_conflict_do_nothing(), values)
 
 
-async def _locked(session: AsyncSession, job_id: str, attempt: int) -> tuple[Any, Any]:
+async def _locked(session: AsyncSession, job_id: str, attempt: int) -> Any:
     """The columns of the job and of the attempt that a report looks at, under the job's row lock."""
-    # Columns, not mapped objects: this runs a hundred times a second.
-    job = (
-        await session.execute(
-            select(JobRow.id, JobRow.phase, JobRow.desired, JobRow.attempt, JobRow.event_count, JobRow.deleted_at)
-            .where(JobRow.id == job_id)
-            .with_for_update()
-        )
-    ).one_or_none()
-    if job is None or job.deleted_at is not None:
-        raise JobGone(f"{job_id} is gone")
-    row = (
+    # Columns, not mapped objects, and one statement: this runs a hundred times a second. Both rows are locked, so that
+    # whoever waited for the lock sees both as they are now.
+    found = (
         await session.execute(
             select(
+                JobRow.id,
+                JobRow.phase,
+                JobRow.desired,
+                JobRow.attempt,
+                JobRow.event_count,
+                JobRow.deleted_at,
                 AttemptRow.accepted_at,
                 AttemptRow.ended_at,
                 AttemptRow.stopping_since,
@@ -137,21 +135,28 @@ async def _locked(session: AsyncSession, job_id: str, attempt: int) -> tuple[Any
                 AttemptRow.mark,
                 AttemptRow.resumed_from,
                 AttemptRow.termination,
-            ).where(AttemptRow.job_id == job_id, AttemptRow.number == attempt)
+            )
+            .join(AttemptRow, AttemptRow.job_id == JobRow.id)
+            .where(JobRow.id == job_id, AttemptRow.number == attempt)
+            .with_for_update()
         )
     ).one_or_none()
-    if row is None:
+    if found is None:
+        if await session.scalar(select(JobRow.id).where(JobRow.id == job_id)) is None:
+            raise JobGone(f"{job_id} is gone")
         raise AttemptOver(f"{job_id} has no attempt {attempt}")
-    return job, row
+    if found.deleted_at is not None:
+        raise JobGone(f"{job_id} is gone")
+    return found
 
 
-def _check_live(job: Any, attempt: int, row: Any) -> None:
+def _check_live(attempt: int, row: Any) -> None:
     over = AttemptOver("this attempt is over: stop at once and save nothing")
-    if attempt != job.attempt or row.ended_at is not None or job.phase not in (Phase.STARTING, Phase.RUNNING):
+    if attempt != row.attempt or row.ended_at is not None or row.phase not in (Phase.STARTING, Phase.RUNNING):
         raise over
     # Before its first answer an attempt has touched nothing: where it is not wanted any more, it never starts.
     if row.accepted_at is None and (
-        job.phase != Phase.STARTING or job.desired != Desired.RUN or row.stopping_since is not None
+        row.phase != Phase.STARTING or row.desired != Desired.RUN or row.stopping_since is not None
     ):
         raise over
 

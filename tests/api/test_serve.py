@@ -1,0 +1,106 @@
+"""The process: what it says when it is ready, how it stops, and that it is alone."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from api.settings import BadSettings, load
+from api.store.database import Database
+from api.store.migrate import migrate
+from api.store.tables import Base
+from tests.api.conftest import Plane
+
+
+async def start(data: Path, *arguments: str) -> asyncio.subprocess.Process:
+    environment = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "STORE", "HOST")}
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "api", "--port", "0", "--data", str(data), *arguments,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment,
+    )  # fmt: skip
+
+
+async def ready(process: asyncio.subprocess.Process) -> str:
+    """The address, once it is said."""
+    assert process.stdout is not None
+    line = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
+    assert " listens on http://127.0.0.1:" in line
+    return line.split(" listens on ")[1].split(" ")[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_it_says_when_it_is_ready_and_stops_when_asked(tmp_path: Path, number: signal.Signals) -> None:
+    process = await start(tmp_path / "data")
+    url = await ready(process)
+    async with httpx.AsyncClient() as http:
+        assert (await http.get(f"{url}/readyz")).status_code == 200
+        workers = (tmp_path / "data" / "worker-url").read_text()
+        assert (await http.post(f"{workers}/worker/v1/report", json={})).status_code == 401
+        # The two listeners keep to themselves.
+        assert (await http.get(f"{workers}/v1/jobs")).status_code == 404
+        assert (await http.post(f"{url}/worker/v1/report", json={})).status_code == 404
+    process.send_signal(number)
+    _, stderr = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 0, stderr.decode()
+    assert b"Traceback" not in stderr
+
+
+async def test_a_second_one_on_the_same_folder_names_the_first(tmp_path: Path) -> None:
+    first = await start(tmp_path / "data", "--role", "api")
+    await ready(first)
+    second = await start(tmp_path / "data")
+    _, stderr = await asyncio.wait_for(second.communicate(), 60)
+    assert second.returncode == 1
+    assert f"process {first.pid}" in stderr.decode()
+    # A lock dies with its holder, whatever it left in the file.
+    first.kill()
+    await first.communicate()
+    third = await start(tmp_path / "data", "--role", "api")
+    await ready(third)
+    third.terminate()
+    await third.communicate()
+    assert third.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("host", "0.0.0.0", "authentication"),
+        ("store", "s3://bucket/x", "file:///"),
+        ("database_url", "mysql://x", "postgresql://"),
+        ("port", 70000, "65535"),
+        ("cluster", "mesos", "local"),
+    ],
+)
+@pytest.mark.quick
+def test_settings_that_cannot_work_are_refused_with_a_sentence(name: str, value: object, says: str) -> None:
+    with pytest.raises(BadSettings) as error:
+        load(**{name: value})
+    assert says in str(error.value)
+    assert name.upper() in str(error.value)
+
+
+async def test_the_migrations_make_the_tables_that_the_code_reads(database_url: str) -> None:
+    database = Database(database_url)
+    await asyncio.gather(migrate(database), migrate(database))
+    async with database.engine.connect() as connection:
+        differences = await connection.run_sync(
+            lambda sync: compare_metadata(MigrationContext.configure(sync, opts={"compare_type": True}), Base.metadata)
+        )
+    await database.dispose()
+    assert differences == []
+
+
+async def test_figures_for_prometheus_name_routes_and_not_ids(plane: Plane) -> None:
+    job = await plane.submit()
+    await plane.get(job["id"])
+    text = (await plane.http.get("/metrics")).text
+    assert 'rlhf_jobs{phase="queued"} 1.0' in text
+    assert 'route="/v1/jobs/{job}",status="200"' in text
+    assert job["id"] not in text
