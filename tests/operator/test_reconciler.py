@@ -27,8 +27,9 @@ def wishes(**metadata: Any) -> dict[str, Any]:
 
 
 async def test_a_posted_job_runs_and_succeeds(plane: Plane) -> None:
-    job = await plane.post(**wishes(seconds=0.3))
+    job = await plane.post(**wishes(seconds=600))
     await plane.runs(job)
+    end(plane, job, [])
     row = await plane.reaches(job, Phase.SUCCEEDED)
     assert (row.reason, row.fault, row.attempt) == (Reason.FINISHED, None, 1)
     assert row.started_at <= row.finished_at

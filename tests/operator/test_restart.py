@@ -135,7 +135,7 @@ async def test_an_attempt_that_ended_while_nobody_was_up_has_its_outcome(
     plane, operator = Plane(database, data), Killed(database_url, data)
     await operator.start()
     try:
-        job = await plane.post(metadata={"seconds": "1.5"})
+        job = await plane.post(metadata={"seconds": "8"})
         await plane.runs(job)
         await operator.kill()
 
