@@ -33,19 +33,25 @@ def save(
     temporary = checkpoint.temporary_name(final)
     if context.rank == 0:
         checkpoint.temporary_for(final)
-    ranks.barrier()
-    engine.save(temporary)
-    write_rank(temporary, context.rank, random_states)
-    if context.rank == 0:
-        stored = {
-            "progress": asdict(progress),
-            "circumstances": asdict(Circumstances.now(context.order.spec, ranks.world)),
-            "data": data,
-        }
-        (temporary / _TRAINING).write_text(json.dumps(stored, indent=1))
-    ranks.barrier()
-    if context.rank == 0:
-        sealed = checkpoint.seal(temporary, final)
+    try:
+        ranks.barrier()
+        engine.save(temporary)
+        write_rank(temporary, context.rank, random_states)
+        if context.rank == 0:
+            stored = {
+                "progress": asdict(progress),
+                "circumstances": asdict(Circumstances.now(context.order.spec, ranks.world)),
+                "data": data,
+            }
+            (temporary / _TRAINING).write_text(json.dumps(stored, indent=1))
+        ranks.barrier()
+        sealed = checkpoint.seal(temporary, final) if context.rank == 0 else None
+    except BaseException:
+        # Half a checkpoint is worth nothing, and a full disk needs the room.
+        if context.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if sealed is not None:
         context.channel.checkpoint(checkpoint.announce(final, sealed, step=progress.step, store=context.store))
     ranks.barrier()
 
@@ -78,8 +84,7 @@ def _agree_on_one(context: Context, ranks: Ranks) -> Path | None:
     """The folder of the newest whole checkpoint. Rank 0 reads and hashes, the others take its word."""
     step = attempt = -1
     if context.rank == 0:
-        for left in checkpoint.sweep(context.folder):
-            shutil.rmtree(left, ignore_errors=True)
+        checkpoint.sweep(context.folder)
         found, damaged = checkpoint.newest_whole(context.job_folder, before_attempt=context.order.attempt)
         for sentence in damaged:
             context.channel.event("CheckpointDamaged", sentence, level="warning")

@@ -152,6 +152,7 @@ def test_steps_go_round_the_epochs_and_epochs_leave_no_row_out(one: Pool, tmp_pa
     tokens = list(ended.curve("train/tokens").values())
     assert len(tokens) == 6  # 4 rows and 3 rows, three times
     assert tokens[0] + tokens[1] == tokens[2] + tokens[3] == tokens[4] + tokens[5]
+    assert tokens[:2] != tokens[2:4], "each epoch has an order of its own"
     steps = Job(tmp_path / "steps", jobs.spec(stage__steps=5), rows)
     assert list(one.run(jobs.attempt, steps, 1)[0].curve("train/tokens").values()) == tokens[:5]
 
