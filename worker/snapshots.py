@@ -64,6 +64,9 @@ def restore(context: Context, engine: Engine, ranks: Ranks, data: str) -> tuple[
     """
     found = _agree_on_one(context, ranks)
     if found is None:
+        if context.rank == 0 and context.order.attempt > 1:
+            # What earlier attempts said of any step is said again.
+            context.channel.resumed_from(0)
         return Progress(), None
     stored = json.loads((found / _TRAINING).read_text())
     _check_circumstances(context, Circumstances(**stored["circumstances"]), ranks.world)

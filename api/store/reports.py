@@ -165,22 +165,27 @@ async def _supersede(session: AsyncSession, job_id: str, attempt: int, step: int
     """Marks what older attempts reported past the step that this one went on from."""
     await session.execute(
         update(MetricRow)
-        .where(MetricRow.job_id == job_id, MetricRow.attempt < attempt, MetricRow.step > step)
+        .where(MetricRow.job_id == job_id, MetricRow.attempt < attempt, MetricRow.step >= _made_again_from(step))
         .values(superseded=True)
     )
 
 
+def _made_again_from(resumed_from: int) -> int:
+    """The first step whose points an attempt makes again. One that begins anew evaluates before its first step, too."""
+    return resumed_from + 1 if resumed_from else 0
+
+
 async def _add_metrics(session: AsyncSession, job: Any, attempt: int, report: Report) -> None:
-    superseded_past = None
+    resumed_from = None
     if attempt < job.attempt:
-        superseded_past = await session.scalar(
+        resumed_from = await session.scalar(
             select(func.min(AttemptRow.resumed_from)).where(AttemptRow.job_id == job.id, AttemptRow.number > attempt)
         )
     values = [
         {
             "job_id": job.id,
             "attempt": attempt,
-            "superseded": superseded_past is not None and metric.step > superseded_past,
+            "superseded": resumed_from is not None and metric.step >= _made_again_from(resumed_from),
             **metric.model_dump(),
         }
         for metric in report.metrics

@@ -172,6 +172,15 @@ async def test_points_past_the_step_that_was_resumed_from_are_superseded(plane: 
     assert (now["activity"], now["progress"]["step"], now["phase"]) == ("training", 0, "starting")
 
 
+async def test_an_attempt_that_begins_anew_supersedes_all_points_before_it(plane: Plane) -> None:
+    job = (await plane.submit())["id"]
+    first = await plane.start(job, 1)
+    await first.report(metrics=points(0, 1))
+    second = await plane.start(job, 2)
+    await second.report(resumed_from=0, metrics=points(0))
+    assert await curve(plane, job) == [(2, 0)]
+
+
 async def test_a_checkpoint_is_registered_only_from_the_attempt_s_own_folder(plane: Plane) -> None:
     job = (await plane.submit())["id"]
     worker = await plane.start(job)

@@ -95,6 +95,9 @@ def _resume(context: Context) -> Walk | None:
     # Rank 0 chooses for all: a rank that chose for itself could see another folder.
     chosen: str | None = context.channel.gather(path)[0]
     if chosen is None:
+        if context.rank == 0 and context.order.attempt > 1:
+            # What earlier attempts said of any step is said again.
+            context.channel.resumed_from(0)
         return None
     walk = Walk.from_state(json.loads((Path(chosen) / f"rank-{context.rank}.json").read_text()))
     if context.rank == 0:
