@@ -39,9 +39,14 @@ class Store:
         else:
             full.unlink(missing_ok=True)
 
-    def kept_log(self, job: str, attempt: int, rank: int) -> Path:
-        """Where the operator keeps the log of an attempt that is over."""
-        return self.root / "logs" / job / f"a{attempt}" / f"rank-{rank}.log"
+    def kept_logs(self, job: str, attempt: int) -> Path:
+        """The folder of the logs of an attempt that is over."""
+        return self.root / "logs" / job / f"a{attempt}"
+
+    def kept_log(self, job: str, attempt: int, rank: int, start: int) -> Path:
+        """Where the operator keeps a rank's log; of a long one only what it said from byte `start` on."""
+        begins = f".from-{start}" if start else ""
+        return self.kept_logs(job, attempt) / f"rank-{rank}{begins}.log"
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,7 +11,8 @@ from api.folder import Store
 # What is shown and kept of one rank's log.
 TAIL = 2**20
 CHUNK = 64 * 1024
-_FILE = re.compile(r"rank-(\d{1,5})\.log")
+# A kept log may begin in the midst of what was said: `rank-0.from-4096.log`.
+_FILE = re.compile(r"rank-(\d{1,5})(?:\.from-(\d{1,18}))?\.log")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,14 @@ class Part:
     end: int
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A log's file, whose first byte is the log's byte `start`."""
+
+    path: Path
+    start: int
+
+
 class Logs:
     """Reads logs. All calls block, briefly."""
 
@@ -32,33 +41,30 @@ class Logs:
 
     def ranks(self, job: str, attempt: int) -> list[int]:
         """The ranks that have a log."""
-        found = set()
-        for folder in (self._live(job, attempt), self._kept(job, attempt)):
-            if folder.is_dir():
-                found |= {int(name[1]) for path in folder.iterdir() if (name := _FILE.fullmatch(path.name))}
-        return sorted(found)
+        return sorted(self._files(job, attempt))
 
     def tail(self, job: str, attempt: int, rank: int, lines: int | None) -> str:
         """The last MiB of a rank's log, or its last `lines` lines."""
-        path = self._file(job, attempt, rank)
-        if path is None:
+        if (found := self._files(job, attempt).get(rank)) is None:
             return ""
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL))
+        with found.path.open("rb") as file:
+            begin = file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
             raw = file.read(TAIL)
-        if size > TAIL:
+        if begin or found.start:
             raw = raw.partition(b"\n")[2]
         text = raw.decode("utf-8", "replace")
         return text if lines is None else "".join(text.splitlines(keepends=True)[-lines:] if lines else [])
 
     def read(self, job: str, attempt: int, rank: int, offset: int, *, last: bool) -> Part | None:
-        """What follows `offset`, whole lines; the unfinished one too, if `last`. None: nothing yet."""
-        path = self._file(job, attempt, rank)
-        if path is None:
+        """What follows `offset`, whole lines; the unfinished one too, if `last`. None: nothing yet.
+
+        Offsets count from the log's first byte, kept or not: what is not kept any more is passed over.
+        """
+        if (found := self._files(job, attempt).get(rank)) is None:
             return None
-        with path.open("rb") as file:
-            file.seek(offset)
+        offset = max(offset, found.start)
+        with found.path.open("rb") as file:
+            file.seek(offset - found.start)
             raw = file.read(CHUNK)
         if not last or len(raw) == CHUNK:
             # A line that fills the chunk is cut; else the next turn has its end.
@@ -66,17 +72,14 @@ class Logs:
             raw = raw[:cut] if cut or len(raw) < CHUNK else _whole_characters(raw)
         return Part(rank, raw.decode("utf-8", "replace"), offset + len(raw)) if raw else None
 
-    def _file(self, job: str, attempt: int, rank: int) -> Path | None:
-        for folder in (self._live(job, attempt), self._kept(job, attempt)):
-            if (path := folder / f"rank-{rank}.log").is_file():
-                return path
-        return None
-
-    def _live(self, job: str, attempt: int) -> Path:
-        return self._attempts / f"{job}-a{attempt}" / "log"
-
-    def _kept(self, job: str, attempt: int) -> Path:
-        return self._store.kept_log(job, attempt, 0).parent
+    def _files(self, job: str, attempt: int) -> dict[int, _File]:
+        """The log of each rank: the live one, or else the kept one."""
+        found: dict[int, _File] = {}
+        for folder in (self._store.kept_logs(job, attempt), self._attempts / f"{job}-a{attempt}" / "log"):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if name := _FILE.fullmatch(path.name):
+                    found[int(name[1])] = _File(path, int(name[2] or 0))
+        return found
 
 
 @dataclass(slots=True)

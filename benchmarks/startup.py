@@ -79,7 +79,7 @@ def main(runs: int = 5, ranks: int = 1) -> None:
                 report.append(first_report)
                 step.append(first_step)
                 print(
-                    f"run {run}: imports {bare[-1]:.2f} s, first report {first_report:.2f} s, first step {first_step:.2f} s",
+                    f"run {run}: imports {bare[-1]:.2f} s, report {first_report:.2f} s, step {first_step:.2f} s",
                     flush=True,
                 )
     ratios = [b / a for a, b in zip(bare, step, strict=True)]

@@ -1,6 +1,7 @@
 """The port to whatever runs attempts: local processes, or Kubernetes Jobs."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from api.domain.job import Reason
@@ -21,6 +22,14 @@ class CannotStart(ClusterError):
         self.reason, self.message = reason, message
 
 
+@dataclass(frozen=True, slots=True)
+class LogEnd:
+    """The end of a rank's log: what it says from byte `start` on."""
+
+    start: int
+    content: bytes
+
+
 class Cluster(Protocol):
     """Starts, sees and stops attempts. Names follow from job and attempt alone; every call may be repeated."""
 
@@ -39,7 +48,7 @@ class Cluster(Protocol):
     async def stop(self, name: str, grace: float) -> None:
         """Asks the attempt to end; after `grace` seconds (from the first call) kills it. Returns at once."""
 
-    async def logs(self, name: str) -> dict[int, bytes]:
+    async def logs(self, name: str) -> dict[int, LogEnd]:
         """The last 1 MiB of each rank's log, by rank."""
 
     async def remove(self, name: str) -> None:

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from api.domain.decide import Collected, Note
 from api.domain.job import Attempt, Job
 from api.domain.observation import Observation
-from api.operator.cluster import Cluster
+from api.folder import Store
+from api.operator.cluster import Cluster, LogEnd
 from api.operator.folder import write
 from api.store import reports
 from api.store.database import Database
@@ -35,7 +36,7 @@ async def collect(
     logs = await cluster.logs(attempt.object_name)
     notes = []
     try:
-        await asyncio.to_thread(_keep_logs, store / "logs" / job.id / f"a{attempt.number}", logs)
+        await asyncio.to_thread(_keep_logs, Store(store), job.id, attempt.number, logs)
     except OSError as error:
         # A full disk, perhaps: the outcome is worth more than the log.
         notes.append(Note("LogsLost", f"its logs could not be kept: {error.strerror}"))
@@ -103,11 +104,11 @@ async def _take_in(
     ]
 
 
-def _keep_logs(folder: Path, logs: dict[int, bytes]) -> None:
-    if logs:
-        folder.mkdir(parents=True, exist_ok=True)
-    for rank, content in logs.items():
-        write(folder / f"rank-{rank}.log", content)
+def _keep_logs(store: Store, job: str, attempt: int, logs: dict[int, LogEnd]) -> None:
+    for rank, end in logs.items():
+        path = store.kept_log(job, attempt, rank, end.start)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, end.content)
 
 
 def remove_folder(path: Path) -> None:

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from api.domain.job import Reason
 from api.domain.observation import Observation
+from api.operator.cluster import LogEnd
 from worker.contract.order import Order
 from worker.contract.protocol import Termination
 
@@ -39,14 +40,14 @@ def write(path: Path, content: bytes, mode: int = 0o644) -> None:
     temporary.replace(path)
 
 
-def tail(path: Path, size: int) -> bytes:
+def tail(path: Path, size: int) -> LogEnd:
     """The last `size` bytes of a file; nothing if it is not there."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
-            return file.read(size)
+            start = file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+            return LogEnd(start, file.read(size))
     except FileNotFoundError:
-        return b""
+        return LogEnd(0, b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ class Folder:
             return self._over()
         if pid is None:
             return Observation(exists=False)
-        words = tail(self.launcher_log, _WORDS_TAIL).decode(errors="replace").strip()
+        words = tail(self.launcher_log, _WORDS_TAIL).content.decode(errors="replace").strip()
         message = "its launcher was killed" + (f"; its last words: {words}" if words else "")
         return Observation(exists=True, reason=Reason.KILLED, message=message, uid=self.uid())
 
@@ -195,7 +196,7 @@ class Folder:
         """When the attempt is to be killed, in seconds since 1970; None: nobody has asked it to stop."""
         return self.asked.stat().st_mtime or None
 
-    def logs(self) -> dict[int, bytes]:
+    def logs(self) -> dict[int, LogEnd]:
         """The end of each rank's log, by rank."""
         found = {}
         for path in self.log.glob("rank-*.log"):

@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 import worker
 from api.domain.job import Reason
 from api.domain.observation import Observation
-from api.operator.cluster import CannotStart, ClusterError
+from api.operator.cluster import CannotStart, ClusterError, LogEnd
 from api.operator.environment import environment
 from api.operator.folder import Folder, tail, write
 from worker.contract.order import Input, Order
@@ -76,7 +76,7 @@ class LocalCluster:
         """SIGTERM to the launcher, SIGKILL to all after `grace` seconds; call it until the attempt is dead."""
         await _in_thread(self._folder(name).stop, grace)
 
-    async def logs(self, name: str) -> dict[int, bytes]:
+    async def logs(self, name: str) -> dict[int, LogEnd]:
         """The last 1 MiB of each rank's log, by rank."""
         return await _in_thread(self._folder(name).logs)
 
@@ -136,7 +136,7 @@ class LocalCluster:
         path = folder.path / "spawns"
         spawns = int(path.read_text()) if path.exists() else 0
         if spawns >= _SPAWNS:
-            words = tail(folder.launcher_log, 2000).decode(errors="replace").strip()
+            words = tail(folder.launcher_log, 2000).content.decode(errors="replace").strip()
             raise CannotStart(Reason.WORKER_ERROR, f"the launcher died {spawns} times before it began: {words}")
         write(path, str(spawns + 1).encode())
 

@@ -174,6 +174,24 @@ async def test_a_log_is_followed_through_attempts_into_the_store(plane: Plane, s
     assert rest[-1].event == "end"
 
 
+async def test_a_log_whose_beginning_is_not_kept_goes_on_where_the_reader_was(plane: Plane, settings: Settings) -> None:
+    job, _ = await working(plane)
+    live = settings.data / "attempts" / f"{job}-a1" / "log" / "rank-0.log"
+    live.parent.mkdir(parents=True)
+    live.write_text("first\nsecond\n")
+    async with following(plane, f"/v1/jobs/{job}/logs/stream") as sent:
+        [seen] = await take(sent, 1)
+    live.write_text("first\nsecond\nthird\n")
+    # Kept without its first line, as the log of a long job is without its first megabytes.
+    kept = settings.store_path / "logs" / job / "a1" / "rank-0.from-6.log"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(live.read_bytes()[6:])
+    live.unlink()
+    await plane.set(job, phase="succeeded")
+    rest = await whole(plane, f"/v1/jobs/{job}/logs/stream", seen.id)
+    assert [event.data["text"] for event in rest[:-1]] == ["third\n"]
+
+
 async def test_the_tail_of_each_rank_s_log_is_shown(plane: Plane, settings: Settings) -> None:
     job, _ = await working(plane)
     assert (await plane.http.get(f"/v1/jobs/{job}/logs")).json()["data"] == []

@@ -229,7 +229,7 @@ async def test_logs_are_the_last_mebibyte_of_each_rank(cluster: LocalCluster, da
     (folder.log / "rank-1.log").write_bytes(b"x" * 2**20 + b"the end")
     logs = await cluster.logs(NAME)
     assert set(logs) == {0, 1}
-    assert (len(logs[1]), logs[1][-7:]) == (2**20, b"the end")
+    assert (logs[1].start, len(logs[1].content), logs[1].content[-7:]) == (7, 2**20, b"the end")
 
 
 async def test_remove_leaves_nothing_and_may_be_cut_off(cluster: LocalCluster, data: Path) -> None:
