@@ -57,6 +57,7 @@ class JobView(View):
     fault: Fault | None = Field(description="whose failure it was")
     message: str = Field(description="a sentence for a person")
     desired: Desired = Field(description="what its owner wants")
+    retry_requested: bool = Field(description="it failed, and will be queued again in a moment")
     priority: int
     attempt: int = Field(description="the number of the newest attempt; 0: none yet")
     progress: Progress | None

@@ -33,6 +33,7 @@ class Job(Record):
     stage: str
     phase: str
     desired: str = "run"
+    retry_requested: bool = False
     reason: str | None = None
     fault: str | None = None
     message: str = ""
@@ -59,7 +60,7 @@ class Job(Record):
     @property
     def final(self) -> bool:
         """Whether it is over, for ever or until a retry."""
-        return self.phase in FINAL
+        return self.phase in FINAL and not self.retry_requested
 
     @property
     def resting(self) -> bool:
