@@ -12,7 +12,7 @@ elif ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
 else
   "$python" -c 'import venv, ensurepip' 2>/dev/null ||
     missing+=("This Python cannot make environments. Debian, Ubuntu: apt-get install python3-venv")
-  # DeepSpeed compiles its CPU kernels against Python's headers the first time that they are used.
+  # DeepSpeed compiles kernels of its own against Python's headers, where a configuration asks for them.
   "$python" -c 'import pathlib, sys, sysconfig; sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' ||
     missing+=("Python's headers are missing. Debian, Ubuntu: apt-get install python3-dev")
 fi
