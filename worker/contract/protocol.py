@@ -90,7 +90,9 @@ class Report(Message):
     seq: Annotated[int, Field(ge=1, le=2**53)]
     activity: Activity
     progress: Progress = Progress()
-    resumed_from: Step | None = Field(default=None, description="the step that this attempt went on from, once known; 0: it began anew")
+    resumed_from: Step | None = Field(
+        default=None, description="the step that this attempt went on from, once known; 0: it began anew"
+    )
     metrics: Annotated[list[Metric], Field(max_length=2000)] = []
     events: Annotated[list[Event], Field(max_length=200)] = []
     checkpoints: Annotated[list[Checkpoint], Field(max_length=50)] = []

@@ -48,9 +48,11 @@ class Lora(Strict):
     """Low-rank adapters (Hu et al., 2021), by peft."""
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
-    alpha: Annotated[float, Field(gt=0)] = 32.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    alpha: Annotated[float, Field(gt=0)] = Field(default=32.0, description="adapters are scaled by alpha / rank")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="of the adapters' inputs")
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = Field(
+        default="all-linear", description="layers by the ends of their names; `all-linear`: all but the output layer"
+    )
 
 
 def _data_from_reference(value: Any) -> Any:
@@ -71,12 +73,16 @@ class TrainStage(Strict):
         default=None, description="rows a rank at a time; absent: the most that divides its share, 8 at most"
     )
     max_length: Annotated[int, Field(ge=2, le=2**20)] = Field(default=1024, description="tokens a row")
-    packing: bool = False
+    packing: bool = Field(default=False, description="several samples in one row, blind to each other")
     optimizer: Optimizer = Optimizer()
     lora: Lora | None = None
-    gradient_checkpointing: bool = False
-    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 17
-    tensorboard: bool = False
+    gradient_checkpointing: bool = Field(
+        default=False, description="less memory for activations, about a third slower, the same result"
+    )
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = Field(
+        default=17, description="of new weights, the order of rows, dropout and what is held out"
+    )
+    tensorboard: bool = Field(default=False, description="also write TensorBoard files, into the attempt's folder")
 
 
 class PretrainStage(TrainStage):
@@ -120,9 +126,13 @@ Stage = Annotated[PretrainStage | SftStage | RehearseStage, Field(discriminator=
 class DeepSpeed(Strict):
     """How the engine shards and computes. `config` adds to DeepSpeed's own configuration, checked."""
 
-    zero: Literal[0, 1, 2, 3] = 0
+    zero: Literal[0, 1, 2, 3] = Field(
+        default=0, description="what is shared out over ranks: 1 the optimizer's state, 2 gradients too, 3 weights too"
+    )
     offload: Literal["none", "cpu"] = Field(default="none", description="`cpu`: the optimizer's state in host memory")
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "bf16"] = Field(
+        default="bf16", description="of weights and activations; sums and the optimizer's state are fp32 either way"
+    )
     config: dict[str, Any] = Field(default={}, description="more of DeepSpeed's configuration, merged in")
 
 
@@ -131,9 +141,11 @@ class Resources(Strict):
 
     nodes: Annotated[int, Field(ge=1, le=1024)] = 1
     per_node: Annotated[int, Field(ge=1, le=64)] = Field(default=1, description="ranks a node")
-    accelerator: Literal["none", "nvidia.com/gpu"] = "none"
+    accelerator: Literal["none", "nvidia.com/gpu"] = Field(default="none", description="`none`: on the processor")
     cpu: Quantity | None = Field(default=None, description="cores a node; absent: all that the machine has")
-    memory: Quantity | None = None
+    memory: Quantity | None = Field(
+        default=None, description="a node; asked for on a cluster, not enforced on one machine"
+    )
 
 
 class Retry(Strict):
@@ -143,7 +155,7 @@ class Retry(Strict):
 
 
 class Checkpointing(Strict):
-    every_steps: PositiveInt = 50
+    every_steps: PositiveInt = Field(default=50, description="steps between two checkpoints")
     keep: Annotated[int, Field(ge=1, le=1000)] = Field(default=2, description="the newest ones that stay")
     grace: Duration = Field(default=600.0, description="time to save in, when stopped")
 
@@ -160,8 +172,8 @@ class Evaluate(Strict):
 
 class Limits(Strict):
     wall_clock: Duration | None = Field(default=None, description="running time, over all attempts")
-    start: Duration = 1800.0
-    stall: Duration = 1800.0
+    start: Duration = Field(default=1800.0, description="from the start of an attempt to its first report")
+    stall: Duration = Field(default=1800.0, description="without a step, a load or a save, though it still reports")
 
 
 class Queue(Strict):
