@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from client.records import Job
-from tests.e2e.plane import ControlPlane, wait_until
+from tests.e2e.plane import ControlPlane, control_plane, wait_until
 from worker.contract import manifest
 
 TINY = {
@@ -22,7 +23,7 @@ TINY = {
 }  # fmt: skip
 
 
-def sft(data: str, *, ranks: int = 1, zero: int = 0, steps: int = 150, **stage: Any) -> dict[str, Any]:
+def sft(data: str | dict[str, Any], *, ranks: int = 1, zero: int = 0, steps: int = 150, **stage: Any) -> dict[str, Any]:
     """An sft job of a model of 40,000 parameters, in fp32."""
     return {
         "name": "talks",
@@ -133,3 +134,30 @@ def test_a_loss_that_is_not_finite_ends_the_job_as_diverged(plane: ControlPlane,
     assert (over.reason, over.fault) == ("Diverged", "user"), over.message
     assert losses(plane, job.id) == {}
     assert not list((plane.data / "store" / "jobs" / job.id).glob("a*/checkpoints/step-*"))
+
+
+def test_rows_without_a_trainable_token_fail_the_job_before_its_first_step(plane: ControlPlane, file: str) -> None:
+    job = plane.client.jobs.create(sft({"train": file, "truncate": True}, max_length=8))
+    over = finished(plane, job.id, "failed")
+    assert (over.reason, over.fault, over.attempt) == ("InvalidData", "user", 1)
+    assert "line 1" in over.message
+    assert losses(plane, job.id) == {}
+
+
+def test_training_goes_on_while_the_control_plane_is_stopped_and_every_report_arrives(
+    dialogues: Path, tmp_path: Path
+) -> None:
+    with control_plane(tmp_path / "plane") as plane:
+        uploaded = plane.client.files.upload(dialogues)
+        job = plane.client.jobs.create(sft(f"files/{uploaded.id}", steps=400))
+        wait_until(lambda: losses(plane, job.id), seconds=120, what="the first step")
+        stopped = datetime.now(UTC)
+        assert plane.stop() == 0
+        spool = plane.data / "store" / "jobs" / job.id / "a1" / "spool"
+        wait_until(lambda: len(list(spool.glob("*.json"))) >= 3, what="reports that wait on disk")
+        started = datetime.now(UTC)
+        plane.start()
+        assert finished(plane, job.id).attempt == 1
+        points = plane.client.jobs.metrics(job.id, name="train/loss")
+        assert [p.step for p in points] == list(range(1, 401))
+        assert [p for p in points if stopped < p.at < started], "no step was made while the control plane was away"
