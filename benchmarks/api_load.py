@@ -1,4 +1,4 @@
-"""The API under load: `python benchmarks/api_load.py [--jobs 200] [--watchers 50] [--seconds 20]`.
+"""The API under load: `python -m benchmarks.api_load [--jobs 200] [--watchers 50] [--seconds 20]`.
 
 A control plane on SQLite, in a process of its own; jobs whose workers report every 2 s, each with a point of five
 curves and its progress, and watchers that poll `GET /v1/jobs/{id}` twice a second. Prints, asserts nothing.
@@ -6,23 +6,29 @@ curves and its progress, and watchers that poll `GET /v1/jobs/{id}` twice a seco
 
 import argparse
 import asyncio
+import itertools
+import json
 import os
 import random
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import httpx
 import psutil
 from sqlalchemy import update
 
-from api.settings import load
+from api.settings import load as settings
+from api.store import jobs
 from api.store.database import Database, utcnow
+from api.store.migrate import migrate
 from api.store.tables import AttemptRow, JobRow
 from api.tokens import Tokens
+from worker.contract.check import parse_spec
 
 CURVES = ("train/loss", "train/lr", "train/grad_norm", "train/tokens", "train/tokens_per_second")
 REPORT_EVERY = 2.0
@@ -41,27 +47,66 @@ async def start(data: Path) -> tuple[asyncio.subprocess.Process, str]:
     return process, line.split(" listens on ")[1].split(" ")[0]
 
 
-async def make_jobs(url: str, data: Path, count: int) -> list[tuple[str, str]]:
+async def make_jobs(data: Path, count: int) -> list[tuple[str, str]]:
     """Jobs that are starting, each with its attempt's token."""
-    async with httpx.AsyncClient(base_url=url, timeout=30) as http:
-        jobs = [(await http.post("/v1/jobs", json=SPEC)).json()["id"] for _ in range(count)]
-    database = Database(load(data=data, database_url="").database)
+    database = Database(settings(data=data, database_url="").database)
+    await migrate(database)
+    spec = parse_spec(SPEC)
     async with database.transaction() as session:
-        for job in jobs:
+        made = [(await jobs.create(session, spec, {}))[0].id for _ in range(count)]
+        for job in made:
             session.add(AttemptRow(job_id=job, number=1, object_name=f"{job}-a1", created_at=utcnow()))
         await session.execute(update(JobRow).values(phase="starting", attempt=1))
     tokens = Tokens(database)
-    issued = [(job, await tokens.issue(job, 1)) for job in jobs]
+    issued = [(job, await tokens.issue(job, 1)) for job in made]
     await database.dispose()
     return issued
 
 
-async def report(http: httpx.AsyncClient, token: str, until: float, seconds: list[float]) -> None:
-    """One worker: reports every 2 s, from a random moment on."""
-    await asyncio.sleep(random.random() * REPORT_EVERY)
-    seq = 0
-    while time.perf_counter() < until:
-        seq += 1
+class Caller:
+    """One connection that is kept. A whole HTTP client would take as much of the two cores as what is measured."""
+
+    def __init__(self, url: str) -> None:
+        self._address = urlsplit(url)
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._calls: list[tuple[float, float]] = []
+
+    def seconds(self, since: float) -> list[float]:
+        """How long each call took that began after `since`."""
+        return [took for began, took in self._calls if began >= since]
+
+    async def call(self, method: str, path: str, body: bytes = b"", headers: str = "") -> None:
+        """Makes a request and notes how long its answer took. Raises RuntimeError unless that is 200."""
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(self._address.hostname, self._address.port)
+        reader, writer = self._streams
+        host = self._address.netloc
+        head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
+        began = time.perf_counter()
+        writer.write(head.encode() + body)
+        answer = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(answer.partition("content-length: ")[2].partition("\r\n")[0])
+        text = await reader.readexactly(length)
+        self._calls.append((began, time.perf_counter() - began))
+        if not answer.startswith("http/1.1 200 "):
+            raise RuntimeError(f"{method} {path}: {answer.partition(chr(13))[0]} {text.decode()}")
+
+
+async def every(seconds: float, until: float, act: Callable[[], Awaitable[None]]) -> None:
+    """Does `act` at a steady pace, from a random moment on; a late one delays those after it."""
+    await asyncio.sleep(random.random() * seconds)
+    while (began := time.perf_counter()) < until:
+        await act()
+        await asyncio.sleep(max(0.0, min(until, began + seconds) - time.perf_counter()))
+
+
+async def work(caller: Caller, token: str, until: float) -> None:
+    """One worker: reports every 2 s."""
+    headers = f"Authorization: Bearer {token}\r\nContent-Type: application/json\r\n"
+    numbers = itertools.count(1)
+
+    async def report() -> None:
+        seq = next(numbers)
         now = datetime.now(UTC).isoformat()
         body = {
             "seq": seq,
@@ -69,21 +114,14 @@ async def report(http: httpx.AsyncClient, token: str, until: float, seconds: lis
             "progress": {"step": seq, "steps": 1000, "tokens": seq * 1000, "mark": seq},
             "metrics": [{"name": name, "step": seq, "value": random.random(), "at": now} for name in CURVES],
         }
-        began = time.perf_counter()
-        answer = await http.post("/worker/v1/report", json=body, headers={"Authorization": f"Bearer {token}"})
-        seconds.append(time.perf_counter() - began)
-        answer.raise_for_status()
-        await asyncio.sleep(max(0.0, REPORT_EVERY - (time.perf_counter() - began)))
+        await caller.call("POST", "/worker/v1/report", json.dumps(body).encode(), headers)
+
+    await every(REPORT_EVERY, until, report)
 
 
-async def watch(http: httpx.AsyncClient, jobs: list[str], until: float, seconds: list[float]) -> None:
-    """One watcher: reads one job after another."""
-    await asyncio.sleep(random.random() * POLL_EVERY)
-    while time.perf_counter() < until:
-        began = time.perf_counter()
-        (await http.get(f"/v1/jobs/{random.choice(jobs)}")).raise_for_status()
-        seconds.append(time.perf_counter() - began)
-        await asyncio.sleep(max(0.0, POLL_EVERY - (time.perf_counter() - began)))
+async def watch(caller: Caller, names: list[str], until: float) -> None:
+    """One watcher: reads one job or another, twice a second."""
+    await every(POLL_EVERY, until, lambda: caller.call("GET", f"/v1/jobs/{random.choice(names)}"))
 
 
 def show(what: str, seconds: list[float], period: float) -> None:
@@ -104,33 +142,38 @@ async def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
+        issued = await make_jobs(data, given.jobs)
         process, url = await start(data)
         try:
-            jobs = await make_jobs(url, data, given.jobs)
-            reports: list[float] = []
-            reads: list[float] = []
-            limits = httpx.Limits(max_connections=given.jobs + given.watchers)
             worker_url = (data / "worker-url").read_text()
-            server = psutil.Process(process.pid)
-            async with (
-                httpx.AsyncClient(base_url=worker_url, timeout=30, limits=limits) as workers,
-                httpx.AsyncClient(base_url=url, timeout=30, limits=limits) as http,
-            ):
-                cpu = sum(server.cpu_times()[:2])
-                until = time.perf_counter() + given.seconds
-                names = [job for job, _ in jobs]
-                await asyncio.gather(
-                    *(report(workers, token, until, reports) for _, token in jobs),
-                    *(watch(http, names, until, reads) for _ in range(given.watchers)),
-                )
-                cpu = sum(server.cpu_times()[:2]) - cpu
-            print(f"{given.jobs} jobs, {given.watchers} watchers, {given.seconds:g} s, {os.cpu_count()} cores, SQLite")
-            show("GET /v1/jobs/{id}", reads, given.seconds)
-            show("POST /worker/v1/report", reports, given.seconds)
-            print(f"{'control plane':<22} {100 * cpu / given.seconds:7.1f} % of a core")
+            workers = [(Caller(worker_url), token) for _, token in issued]
+            watchers = [Caller(url) for _ in range(given.watchers)]
+            names = [job for job, _ in issued]
+            server, own = psutil.Process(process.pid), psutil.Process()
+
+            def cpu() -> list[float]:
+                return [sum(process.cpu_times()[:2]) for process in (server, own)]
+
+            # All have begun after one period; only then is it measured.
+            since = time.perf_counter() + REPORT_EVERY
+            until = since + given.seconds
+            load = asyncio.gather(
+                *(work(caller, token, until) for caller, token in workers),
+                *(watch(caller, names, until) for caller in watchers),
+            )
+            await asyncio.sleep(REPORT_EVERY)
+            before = cpu()
+            await load
+            used = [100 * (after - b) / given.seconds for after, b in zip(cpu(), before, strict=True)]
         finally:
             process.terminate()
             await process.wait()
+    print(f"{given.jobs} jobs, {given.watchers} watchers, {given.seconds:g} s, {os.cpu_count()} cores, SQLite")
+    show("GET /v1/jobs/{id}", [took for caller in watchers for took in caller.seconds(since)], given.seconds)
+    show("POST /worker/v1/report", [took for caller, _ in workers for took in caller.seconds(since)], given.seconds)
+    print(
+        f"{'control plane':<22} {used[0]:7.1f} % of a core; this client {used[1]:.1f} %; load {os.getloadavg()[0]:.1f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Jobs: create, list, read, change, delete."""
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -128,16 +129,15 @@ async def listed(
 async def read(job: JobId, response: Response, control: Control, if_none_match: Tag = None) -> Any:
     """One job, with an ETag."""
     with refusing():
-        async with control.database.reading() as session:
-            row = await jobs.get(session, job)
-            models = (await jobs.outputs(session, [row]))[row.id]
-    view = JobView.of(row, [OutputModel.model_validate(m) for m in models])
-    tag = view.etag
+        row, models = await control.database.look(partial(jobs.look, id=job))
+    view = JobView.model_validate({**row, "models": models})
+    document = view.model_dump_json().encode()
+    tag = view.tagged(document)
     known = [part.strip().removeprefix("W/") for part in (if_none_match or "").split(",")]
     if tag in known or "*" in known:
         return Response(status_code=304, headers={"ETag": tag})
     # Checked when it was made: FastAPI would do so once more, and this is what everybody polls.
-    return Response(view.model_dump_json(), media_type="application/json", headers={"ETag": tag})
+    return Response(document, media_type="application/json", headers={"ETag": tag})
 
 
 @router.patch("/{job}", openapi_extra=openapi.body(JobChanges), responses=documented(400, 404, 409, 412, 413, 415, 422))

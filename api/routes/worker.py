@@ -1,5 +1,6 @@
 """What workers call, on a listener of its own. Every call carries its attempt's token."""
 
+from functools import partial
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, Request
@@ -42,8 +43,9 @@ async def report(request: Request, control: Control, caller: Caller) -> Answer:
     try:
         message = await _message(request, control, Report)
         try:
-            async with control.database.transaction() as session:
-                accepted = await reports.accept(session, caller.job, caller.attempt, message)
+            accepted = await control.database.put(
+                partial(reports.take_in, job_id=caller.job, attempt=caller.attempt, report=message)
+            )
         except (reports.AttemptOver, reports.JobGone):
             outcome = "over"
             raise
@@ -59,8 +61,7 @@ async def report(request: Request, control: Control, caller: Caller) -> Answer:
 async def finish(request: Request, control: Control, caller: Caller) -> Answer:
     """An attempt's own word of its end. The first one counts."""
     message = await _message(request, control, Finish)
-    async with control.database.transaction() as session:
-        first = await reports.finish(session, caller.job, caller.attempt, message)
+    first = await control.database.put(partial(reports.finish, job_id=caller.job, attempt=caller.attempt, end=message))
     if first:
         await control.wakeups.wake(caller.job)
     return Answer()

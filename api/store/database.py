@@ -1,16 +1,26 @@
 """The database: SQLite in the data folder, or PostgreSQL. One request, one transaction."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import TypeVar
 
-from sqlalchemy import event, text
+from sqlalchemy import text
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
+from api.store import sqlite
+from api.store.group import Group
+
+Result = TypeVar("Result")
+
 # There is one project until there are API keys; its row is made by the first migration.
 DEFAULT_PROJECT = "default"
+# Threads that read on SQLite: Python runs one at a time, so more would not be quicker.
+_LOOKERS = 2
 
 
 def utcnow() -> datetime:
@@ -21,16 +31,20 @@ def utcnow() -> datetime:
 class Database:
     """Sessions on one database. Close it with `dispose`.
 
-    SQLite has one writer at a time: all writers of this process queue for one connection, in turn, which is fairer and
-    quicker than SQLite's own polling; readers have connections of their own and wait for nobody (WAL).
+    SQLite has one writer at a time: all writers of this process take turns; readers have connections of their own and
+    wait for nobody (WAL). What is asked for a hundred times a second is done by `look` and `put`: whole, in one thread.
     """
 
     def __init__(self, url: str) -> None:
         self.url = make_url(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
         if self.sqlite:
-            self._writer = _sqlite(self.url.render_as_string(False), begin="BEGIN IMMEDIATE", connections=1)
-            self._reader = _sqlite(self.url.render_as_string(False), begin="BEGIN", connections=8)
+            self._turns = sqlite.Turns()
+            self._writer = sqlite.engine(self.url, "BEGIN IMMEDIATE", connections=1)
+            self._reader = sqlite.engine(self.url, "BEGIN", connections=8)
+            self._group = Group(sqlite.thread_engine(self.url, "BEGIN IMMEDIATE", connections=1), self._turns)
+            self._looker = sqlite.thread_engine(self.url, "BEGIN", connections=_LOOKERS)
+            self._lookers = ThreadPoolExecutor(_LOOKERS, "sqlite-look")
         else:
             self._writer = self._reader = create_async_engine(
                 self.url, pool_size=10, max_overflow=10, pool_pre_ping=True
@@ -49,7 +63,7 @@ class Database:
 
         Do not open one inside another, and wait for nothing but the database in it.
         """
-        async with self._write.begin() as session:
+        async with self._turns.mine() if self.sqlite else contextlib.nullcontext(), self._write.begin() as session:
             yield session
 
     @asynccontextmanager
@@ -57,6 +71,23 @@ class Database:
         """A session on one state of the database, which writes nothing."""
         async with self._read() as session:
             yield session
+
+    async def put(self, work: Callable[[Connection], Result]) -> Result:
+        """What `work` gives, which writes, once that is committed; whatever it raises rolls back what it did.
+
+        On SQLite it shares its transaction with others that arrive at the same time.
+        """
+        if self.sqlite:
+            return await self._group.write(work)
+        async with self._writer.begin() as connection:
+            return await connection.run_sync(work)
+
+    async def look(self, work: Callable[[Connection], Result]) -> Result:
+        """What `work` gives, which only reads, on one state of the database."""
+        if self.sqlite:
+            return await asyncio.get_running_loop().run_in_executor(self._lookers, self._look, work)
+        async with self._reader.connect() as connection:
+            return await connection.run_sync(work)
 
     async def now(self) -> datetime:
         """The database's own clock: what leases are compared by."""
@@ -73,25 +104,14 @@ class Database:
 
     async def dispose(self) -> None:
         """Closes all connections."""
+        if self.sqlite:
+            await self._group.close()
+            self._lookers.shutdown()
+            self._looker.dispose()
         await self._writer.dispose()
         if self._reader is not self._writer:
             await self._reader.dispose()
 
-
-def _sqlite(url: str, *, begin: str, connections: int) -> AsyncEngine:
-    engine = create_async_engine(url, pool_size=connections, max_overflow=0, pool_timeout=30)
-
-    def connect(connection: Any, record: Any) -> None:
-        # The driver would begin by itself, too late, and as a reader: say BEGIN ourselves.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=20000"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    def begin_transaction(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
-
-    event.listen(engine.sync_engine, "connect", connect)
-    event.listen(engine.sync_engine, "begin", begin_transaction)
-    return engine
+    def _look(self, work: Callable[[Connection], Result]) -> Result:
+        with self._looker.connect() as connection:
+            return work(connection)

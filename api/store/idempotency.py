@@ -51,7 +51,7 @@ async def claim(session: AsyncSession, key: str, request_sha256: str, resource_i
         "created_at": now,
     }
     # Waits for another transaction that has inserted the same key and is not over.
-    await insert_new(session, IdempotencyRow, [row])
+    await (await session.connection()).run_sync(insert_new, IdempotencyRow, [row])
     return await find(session, key, request_sha256) or resource_id
 
 

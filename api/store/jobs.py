@@ -5,7 +5,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import RowMapping, Select, func, select
+from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.domain.job import FINAL, Desired, Phase
@@ -117,6 +118,21 @@ async def get(session: AsyncSession, id: str, *, lock: bool = False) -> JobRow:
     if row is None:
         raise NoSuchJob(id)
     return row
+
+
+def look(connection: Connection, id: str) -> tuple[RowMapping, Sequence[RowMapping]]:
+    """The columns of one job, and of the models that it has handed over. Raises NoSuchJob."""
+    # Columns and not mapped objects: this is what everybody polls.
+    table, models = JobRow.__table__, ModelRow.__table__
+    row = (
+        connection.execute(select(table).where(table.c.id == id, table.c.deleted_at.is_(None))).mappings().one_or_none()
+    )
+    if row is None:
+        raise NoSuchJob(id)
+    if row["phase"] != Phase.SUCCEEDED:
+        return row, ()
+    query = select(models).where(models.c.job_id == id).order_by(models.c.kind.desc())
+    return row, connection.execute(query).mappings().all()
 
 
 async def listed(session: AsyncSession, filters: Filters, part: Slice) -> tuple[Sequence[JobRow], str | None]:

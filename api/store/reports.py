@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.domain.job import Desired, Phase
@@ -37,12 +38,17 @@ class Accepted:
 
 
 async def accept(session: AsyncSession, job_id: str, attempt: int, report: Report, late: bool = False) -> Accepted:
+    """`take_in`, as a part of a session's transaction."""
+    return await (await session.connection()).run_sync(take_in, job_id, attempt, report, late)
+
+
+def take_in(connection: Connection, job_id: str, attempt: int, report: Report, late: bool = False) -> Accepted:
     """Takes in a report of one attempt; the same `seq` again changes nothing.
 
     `late` is for reports that the operator finds in the spool of an attempt that is over: they add history, and never
     change what the job does. Raises AttemptOver, JobGone, Misplaced.
     """
-    row = await _locked(session, job_id, attempt)
+    row = _locked(connection, job_id, attempt)
     if not late:
         _check_live(attempt, row)
     folder = f"jobs/{job_id}/a{attempt}/"
@@ -64,34 +70,34 @@ async def accept(session: AsyncSession, job_id: str, attempt: int, report: Repor
         changes |= {"accepted_at": now, "progressed_at": now}
     if report.resumed_from is not None and row.resumed_from is None:
         changes["resumed_from"] = report.resumed_from
-        await _supersede(session, job_id, attempt, report.resumed_from)
+        _supersede(connection, job_id, attempt, report.resumed_from)
     if report.metrics:
-        await _add_metrics(session, row, attempt, report)
+        _add_metrics(connection, row, attempt, report)
     if report.checkpoints:
         values = [
             {"job_id": job_id, "attempt": attempt, "pruned_at": None, **checkpoint.model_dump()}
             for checkpoint in report.checkpoints
         ]
-        await insert_new(session, CheckpointRow, values)
-    await session.execute(
+        insert_new(connection, CheckpointRow, values)
+    connection.execute(
         update(AttemptRow).where(AttemptRow.job_id == job_id, AttemptRow.number == attempt).values(**changes)
     )
     of_job: dict[str, Any] = {}
     if attempt == row.attempt:
         of_job = {"progress": changes["progress"]} | ({} if late else {"activity": report.activity})
     if report.events:
-        of_job["event_count"] = await _add_events(session, row, attempt, report)
+        of_job["event_count"] = _add_events(connection, row, attempt, report)
     if of_job:
-        await session.execute(update(JobRow).where(JobRow.id == job_id).values(**of_job))
+        connection.execute(update(JobRow).where(JobRow.id == job_id).values(**of_job))
     return Accepted(answer, first)
 
 
-async def finish(session: AsyncSession, job_id: str, attempt: int, end: Finish) -> bool:
+def finish(connection: Connection, job_id: str, attempt: int, end: Finish) -> bool:
     """Keeps the attempt's own word of its end; the first one counts. Gives whether this was it.
 
     The operator decides what follows. Raises AttemptOver, JobGone, Misplaced.
     """
-    row = await _locked(session, job_id, attempt)
+    row = _locked(connection, job_id, attempt)
     folder = f"jobs/{job_id}/a{attempt}/"
     for output in end.outputs:
         if not output.path.startswith(folder):
@@ -101,7 +107,7 @@ async def finish(session: AsyncSession, job_id: str, attempt: int, end: Finish) 
     if attempt != row.attempt or row.ended_at is not None or row.accepted_at is None:
         raise AttemptOver(f"attempt {attempt} of {job_id} is over")
     termination = Termination(**end.model_dump(), exit_code=_EXIT_CODES[end.outcome])
-    await session.execute(
+    connection.execute(
         update(AttemptRow)
         .where(AttemptRow.job_id == job_id, AttemptRow.number == attempt)
         .values(termination=termination.model_dump(mode="json"))
@@ -109,18 +115,18 @@ async def finish(session: AsyncSession, job_id: str, attempt: int, end: Finish) 
     return True
 
 
-async def insert_new(session: AsyncSession, table: type[Base], values: list[dict[str, Any]]) -> None:
+def insert_new(connection: Connection, table: type[Base], values: list[dict[str, Any]]) -> None:
     """Inserts the rows whose key is not there yet, and leaves the others as they are."""
-    build = sqlite_insert if session.get_bind().dialect.name == "sqlite" else postgresql_insert
-    await session.execute(build(table).on_conflict_do_nothing(), values)
+    build = sqlite_insert if connection.dialect.name == "sqlite" else postgresql_insert
+    connection.execute(build(table).on_conflict_do_nothing(), values)
 
 
-async def _locked(session: AsyncSession, job_id: str, attempt: int) -> Any:
+def _locked(connection: Connection, job_id: str, attempt: int) -> Any:
     """The columns of the job and of the attempt that a report looks at, under the job's row lock."""
     # Columns, not mapped objects, and one statement: this runs a hundred times a second. Both rows are locked, so that
     # whoever waited for the lock sees both as they are now.
     found = (
-        await session.execute(
+        connection.execute(
             select(
                 JobRow.id,
                 JobRow.phase,
@@ -142,7 +148,7 @@ async def _locked(session: AsyncSession, job_id: str, attempt: int) -> Any:
         )
     ).one_or_none()
     if found is None:
-        if await session.scalar(select(JobRow.id).where(JobRow.id == job_id)) is None:
+        if connection.scalar(select(JobRow.id).where(JobRow.id == job_id)) is None:
             raise JobGone(f"{job_id} is gone")
         raise AttemptOver(f"{job_id} has no attempt {attempt}")
     if found.deleted_at is not None:
@@ -161,9 +167,9 @@ def _check_live(attempt: int, row: Any) -> None:
         raise over
 
 
-async def _supersede(session: AsyncSession, job_id: str, attempt: int, step: int) -> None:
+def _supersede(connection: Connection, job_id: str, attempt: int, step: int) -> None:
     """Marks what older attempts reported past the step that this one went on from."""
-    await session.execute(
+    connection.execute(
         update(MetricRow)
         .where(MetricRow.job_id == job_id, MetricRow.attempt < attempt, MetricRow.step >= _made_again_from(step))
         .values(superseded=True)
@@ -175,10 +181,10 @@ def _made_again_from(resumed_from: int) -> int:
     return resumed_from + 1 if resumed_from else 0
 
 
-async def _add_metrics(session: AsyncSession, job: Any, attempt: int, report: Report) -> None:
+def _add_metrics(connection: Connection, job: Any, attempt: int, report: Report) -> None:
     resumed_from = None
     if attempt < job.attempt:
-        resumed_from = await session.scalar(
+        resumed_from = connection.scalar(
             select(func.min(AttemptRow.resumed_from)).where(AttemptRow.job_id == job.id, AttemptRow.number > attempt)
         )
     values = [
@@ -190,10 +196,10 @@ async def _add_metrics(session: AsyncSession, job: Any, attempt: int, report: Re
         }
         for metric in report.metrics
     ]
-    await insert_new(session, MetricRow, values)
+    insert_new(connection, MetricRow, values)
 
 
-async def _add_events(session: AsyncSession, job: Any, attempt: int, report: Report) -> int:
+def _add_events(connection: Connection, job: Any, attempt: int, report: Report) -> int:
     number = int(job.event_count)
     values = []
     for event in report.events:
@@ -201,5 +207,5 @@ async def _add_events(session: AsyncSession, job: Any, attempt: int, report: Rep
         values.append(
             {"job_id": job.id, "number": number, "source": "worker", "attempt": attempt, **event.model_dump()}
         )
-    await session.execute(insert(EventRow), values)
+    connection.execute(insert(EventRow), values)
     return number
