@@ -13,6 +13,7 @@ from typing import Any
 
 from worker.contract.order import Order
 from worker.contract.protocol import Output
+from worker.contract.spec import Resources
 from worker.contract.values import quantity
 from worker.outcome import Failure, RankEnd
 
@@ -130,19 +131,15 @@ def _start(number: int, command: list[str], variables: dict[str, str], lock_fd: 
 def environment(order: Order, number: int) -> dict[str, str]:
     """What rank `number` finds in its environment beyond the launcher's own. No secrets."""
     resources = order.spec.resources
-    cores = float(_cores())
-    if resources.cpu is not None:
-        # More threads than cores only wait for each other.
-        cores = min(cores, quantity(resources.cpu))
-    threads = str(max(1, int(cores / resources.per_node)))
+    count = str(threads(resources, _cores()))
     variables = {
         "RANK": str(number),
         "LOCAL_RANK": str(number),
         "WORLD_SIZE": str(order.spec.ranks),
         "LOCAL_WORLD_SIZE": str(resources.per_node),
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "OPENBLAS_NUM_THREADS": threads,
+        "OMP_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "OPENBLAS_NUM_THREADS": count,
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
         # On a CPU, tensors come from malloc: without these its peak is 29 % over what the tensors hold, with them 6 %.
@@ -158,7 +155,15 @@ def environment(order: Order, number: int) -> dict[str, str]:
     return variables
 
 
+def threads(resources: Resources, available: int) -> int:
+    """Threads that a rank computes with: the machine's cores divided among its ranks, at least 1."""
+    # More threads than cores only wait for each other.
+    wanted = quantity(resources.cpu) if resources.cpu is not None else float(available)
+    return max(1, int(min(wanted, available) / resources.per_node))
+
+
 def _cores() -> int:
+    """Processor cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:

@@ -122,7 +122,7 @@ class LocalCluster:
                 folder.asked.touch()
                 os.utime(folder.asked, (0, 0))
                 self._count(folder)
-                self._spawn(folder, order.spec, lock)
+                self._spawn(folder, lock)
             return folder.uid()
         except OSError as error:
             if error.errno in _FULL:
@@ -140,14 +140,14 @@ class LocalCluster:
             raise CannotStart(Reason.WORKER_ERROR, f"the launcher died {spawns} times before it began: {words}")
         write(path, str(spawns + 1).encode())
 
-    def _spawn(self, folder: Folder, spec: JobSpec, lock: int) -> None:
+    def _spawn(self, folder: Folder, lock: int) -> None:
         source = Path(worker.__file__).parent.parent
         # Appended to by every process of the attempt, also after we are gone: a file and no pipe.
         with folder.launcher_log.open("ab") as output:
             process = subprocess.Popen(
                 [*self._command, "--order", str(folder.spec)],
                 cwd=folder.path,
-                env=environment(spec, lock, os.environ, source),
+                env=environment(lock, os.environ, source),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
