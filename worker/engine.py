@@ -1,5 +1,6 @@
 """The DeepSpeed engine of one rank: its configuration from the spec, micro-batches, updates, save, load, gather."""
 
+import importlib
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -8,7 +9,7 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.runtime import bf16_optimizer
+from deepspeed.runtime import bf16_optimizer, compiler
 from deepspeed.runtime.zero import GatheredParameters
 from torch import Tensor, nn
 
@@ -224,3 +225,9 @@ def _tame_deepspeed() -> None:
     deepspeed.ops.__compatible_ops__ = {}
     # Prints memory, and collects garbage for half a second, several times a start.
     bf16_optimizer.see_memory_usage = lambda *_, **__: None
+    # It asks of every optimizer whether it is its Muon. To import that one is to load torch's compiler, for a second.
+    compile_of_torch, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = compile_of_torch

@@ -31,13 +31,14 @@ def gguf_in(path: Path) -> Path | None:
     return found[0] if found else None
 
 
-def converted(gguf: Path, cache: Path) -> tuple[Path, str | None]:
+def converted(gguf: Path, cache: Path, sha256: str | None = None) -> tuple[Path, str | None]:
     """The folder in `cache` with the model in fp32 safetensors and its tokenizer, and a note if it was made just now.
 
+    `sha256` is the file's, where the caller has just found it out.
     Whoever comes while another converts waits for it. Should that lock not hold (on a network's file system), both
     convert, and the first to rename wins: a folder under its final name is always whole. Raises BadSpec.
     """
-    final = cache / manifest.file_sha256(gguf)
+    final = cache / (sha256 or manifest.file_sha256(gguf))
     if final.is_dir():
         return final, None
     cache.mkdir(parents=True, exist_ok=True)

@@ -101,7 +101,8 @@ def located(source: Input, store: Path, notes: list[str]) -> tuple[str, str | No
     if manifest.tree_hash(path) != source.sha256:
         raise BadSpec(f"stage.model: {source.reference} has changed since the job was accepted; submit the job anew")
     if (gguf := gguf_in(path)) is not None:
-        folder, note = converted(gguf, store / "cache" / "models")
+        # Of a file, its hash is `tree_hash`, which has been compared above.
+        folder, note = converted(gguf, store / "cache" / "models", source.sha256 if gguf == path else None)
         notes += [note] if note else []
         return str(folder), None
     if path.is_file():

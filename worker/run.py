@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import ctypes
+import gc
 import importlib
 import logging
 import os
@@ -10,6 +11,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 from worker.channel import Channel
@@ -58,7 +60,7 @@ def main() -> NoReturn:
 def run_stage(order: Order, channel: Channel) -> list[Output]:
     """Imports the stage, waits for the start, and runs it. Gives the outputs. Raises what the stage raises."""
     # The slow imports come before the control plane's answer; they touch nothing of the job.
-    stage = importlib.import_module(STAGES[order.spec.stage.type])
+    stage = _import(STAGES[order.spec.stage.type])
     channel.wait_for_start()
     context = Context(
         order=order,
@@ -69,6 +71,19 @@ def run_stage(order: Order, channel: Channel) -> list[Output]:
     )
     outputs: list[Output] = stage.run(context)
     return outputs
+
+
+def _import(module: str) -> ModuleType:
+    """Imports a module while the collector rests: it would look a million objects through, none of them garbage.
+
+    They stay out of its sight for good, which shortens every later collection too.
+    """
+    gc.disable()
+    try:
+        return importlib.import_module(module)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def failure_of(error: BaseException) -> WorkerFailure:

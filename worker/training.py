@@ -66,6 +66,7 @@ class Training:
         report("loading", self.progress.step, steps=self.steps, tokens=self.progress.tokens)
         for note in self.loaded.notes if self.context.rank == 0 else []:
             self.context.channel.event("ModelNote", note)
+        self._say_what_was_raised()
         if self.progress.step < self.steps:
             preflight(self.engine, self.feed.longest(self.progress.position), self.spec)
         self._evaluate_if_due()
@@ -77,6 +78,16 @@ class Training:
         if self.curves:
             self.curves.close()
         return self._hand_over()
+
+    def _say_what_was_raised(self) -> None:
+        """Tells that not the ZeRO stage of the spec runs, where that is so."""
+        wanted = self.spec.deepspeed.zero
+        if self.context.rank == 0 and self.engine.zero != wanted:
+            self.context.channel.event(
+                "ZeroRaised",
+                f"deepspeed.zero: {wanted} runs as stage {self.engine.zero} in bf16, so that gradients add up in fp32; "
+                "nothing else is computed otherwise",
+            )
 
     def _update(self) -> None:
         """One update of the weights, from the data at `progress.position`."""

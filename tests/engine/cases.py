@@ -1,6 +1,7 @@
 """What runs inside the ranks of the pool, beside whole attempts (`jobs.attempt`)."""
 
 import math
+import sys
 from typing import Any
 
 from tests.engine.jobs import Job
@@ -226,6 +227,11 @@ def attempt_with_nan(rank: int, world: int, job: Job, at: int) -> Any:
         return attempt(rank, world, job, 1)
     finally:
         sft.token_loss_sum = losses.token_loss_sum
+
+
+def compiler_is_loaded(rank: int, world: int) -> bool:
+    """Whether this process has imported what compiles for torch."""
+    return "torch._inductor.compile_fx" in sys.modules
 
 
 def attempt_with_infinite_gradient(rank: int, world: int, job: Job) -> Any:

@@ -73,6 +73,23 @@ def test_a_learning_rate_that_is_far_too_high_hands_over_no_broken_model(one: Po
     assert all(math.isfinite(loss) for loss in ended.losses.values())
 
 
+@pytest.mark.parametrize(
+    ("deepspeed", "said"),
+    [({"precision": "bf16"}, True), ({"precision": "bf16", "zero": 1}, False), ({"precision": "fp32"}, False)],
+)
+def test_a_zero_stage_that_is_raised_is_told(one: Pool, tmp_path: Path, deepspeed: dict[str, Any], said: bool) -> None:
+    job = Job(tmp_path, jobs.spec(deepspeed={"zero": 0} | deepspeed, stage__steps=1), jobs.dialogues(9))
+    ended = one.run(jobs.attempt, job, 1)[0]
+    assert ended.outcome == "Finished"
+    assert ("runs as stage 1" in ended.events.get("ZeroRaised", "")) is said
+
+
+def test_a_job_does_not_wait_for_the_compiler_of_torch_to_load(one: Pool, tmp_path: Path) -> None:
+    job = Job(tmp_path, jobs.spec(stage__steps=1, deepspeed={"zero": 1}), jobs.dialogues(9))
+    assert one.run(jobs.attempt, job, 1)[0].outcome == "Finished"
+    assert one.run(cases.compiler_is_loaded) == [False]
+
+
 @pytest.mark.parametrize("who", [0, 1])
 def test_all_ranks_stop_at_the_micro_step_at_which_one_of_them_was_asked(two: Pool, tmp_path: Path, who: int) -> None:
     job = Job(tmp_path, jobs.spec(stage__steps=8, resources={"per_node": 2}), jobs.dialogues(16))
