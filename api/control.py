@@ -68,7 +68,8 @@ class ControlPlane:
         )
 
 
-def _control(request: Request) -> ControlPlane:
+# Asynchronous, though it waits for nothing: FastAPI would call it in a thread, at every request.
+async def _control(request: Request) -> ControlPlane:
     control: ControlPlane = request.app.state.control
     return control
 
