@@ -50,11 +50,12 @@ def deepspeed_config(spec: JobSpec) -> dict[str, Any]:
     assert not isinstance(spec.stage, RehearseStage)
     zero = effective_zero(spec)
     bf16 = spec.deepspeed.precision == "bf16"
+    told = spec.deepspeed.config.model_dump(exclude_none=True)
     sharding: dict[str, Any] = {
         # DeepSpeed's buckets of 500 M elements are 2 GB a buffer; a model of that size gains nothing from them here.
         "reduce_bucket_size": 50_000_000,
         "allgather_bucket_size": 50_000_000,
-        **spec.deepspeed.config.get("zero_optimization", {}),
+        **told.pop("zero_optimization"),
         "stage": zero,
     }
     if spec.deepspeed.offload == "cpu":
@@ -62,7 +63,7 @@ def deepspeed_config(spec: JobSpec) -> dict[str, Any]:
     return {
         # Saves every rank a hash and two collectives; the folder's manifest says more.
         "checkpoint": {"tag_validation": "Ignore"},
-        **{key: value for key, value in spec.deepspeed.config.items() if key != "zero_optimization"},
+        **told,
         "train_micro_batch_size_per_gpu": spec.micro_batch,
         "gradient_accumulation_steps": spec.accumulation,
         "train_batch_size": spec.micro_batch * spec.accumulation * spec.ranks,

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from worker.contract.spec import JobSpec, PretrainStage, RehearseStage, Scratch, SftStage, TrainStage
 
-# What the spec itself decides; a raw DeepSpeed configuration may not say it a second time.
+# What the spec itself decides; `deepspeed.config` may not say it a second time.
 DECIDED_BY_SPEC = {
     "train_batch_size": "stage.batch",
     "train_micro_batch_size_per_gpu": "stage.micro_batch",
@@ -23,14 +23,7 @@ DECIDED_BY_SPEC = {
     "fp16": "deepspeed.precision (fp32 or bf16)",
     "zero_optimization.stage": "deepspeed.zero",
     "zero_optimization.offload_optimizer": "deepspeed.offload",
-}
-# What DeepSpeed may be told beyond that. The rest changes files, hooks or data that exact resume depends on.
-PASSED_ON = {
-    "zero_optimization",
-    "communication_data_type",
-    "prescale_gradients",
-    "wall_clock_breakdown",
-    "comms_logger",
+    "zero_optimization.cpu_offload": "deepspeed.offload",
 }
 STAGE_TYPES = ("pretrain", "sft", "rehearse")
 _MUST_BE = "must be "
@@ -111,7 +104,6 @@ def mixes(spec: JobSpec) -> list[Problem]:
 
     if spec.deepspeed.offload == "cpu" and spec.deepspeed.zero == 0:
         wrong("deepspeed.offload", "needs deepspeed.zero 1, 2 or 3; write one of them, or offload: none")
-    found += _raw_deepspeed(spec.deepspeed.config)
     if spec.evaluate is not None and isinstance(spec.stage, RehearseStage):
         wrong("evaluate", "a rehearsal has nothing to evaluate; leave it out")
     elif spec.evaluate is not None and (spec.evaluate.data is None) == (spec.evaluate.held_out is None):
@@ -161,29 +153,13 @@ def _scratch(model: Scratch, max_length: int) -> list[Problem]:
     return found
 
 
-def _raw_deepspeed(config: dict[str, Any]) -> list[Problem]:
-    found = []
-    flat = set(config) | {f"zero_optimization.{k}" for k in _mapping(config.get("zero_optimization"))}
-    for key in sorted(flat & set(DECIDED_BY_SPEC)):
-        found.append(Problem(f"deepspeed.config.{key}", f"is decided by {DECIDED_BY_SPEC[key]}; write it there"))
-    for key in sorted(set(config) - PASSED_ON - set(DECIDED_BY_SPEC)):
-        found.append(Problem(f"deepspeed.config.{key}", f"is not passed on; known: {', '.join(sorted(PASSED_ON))}"))
-    if "zero_optimization" in config and not isinstance(config["zero_optimization"], dict):
-        found.append(Problem("deepspeed.config.zero_optimization", "must be an object"))
-    if "offload_param" in _mapping(config.get("zero_optimization")):
-        found.append(Problem("deepspeed.config.zero_optimization.offload_param", "is not supported"))
-    return found
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
 def problem(detail: ErrorDetails, model: type[BaseModel]) -> Problem:
     """One pydantic error as a path and a sentence that says what would be right."""
     parts = [str(p) for p in detail["loc"] if p not in STAGE_TYPES and not _is_variant(p)]
     path = ".".join(parts) or "(the whole)"
     kind, message = detail["type"], detail["msg"]
+    if kind == "extra_forbidden" and (field := DECIDED_BY_SPEC.get(path.removeprefix("deepspeed.config."))):
+        return Problem(path, f"is decided by {field}; write it there")
     if kind == "extra_forbidden":
         known = _fields_at(model, parts[:-1])
         near = difflib.get_close_matches(parts[-1], known, n=1)

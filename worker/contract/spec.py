@@ -123,6 +123,32 @@ class RehearseStage(Strict):
 Stage = Annotated[PretrainStage | SftStage | RehearseStage, Field(discriminator="type")]
 
 
+class ZeroOptimization(Strict):
+    """DeepSpeed's `zero_optimization`, by its names: sizes in elements. Absent ones are DeepSpeed's defaults."""
+
+    reduce_bucket_size: PositiveInt | None = None
+    allgather_bucket_size: PositiveInt | None = None
+    allgather_partitions: bool | None = None
+    reduce_scatter: bool | None = None
+    overlap_comm: bool | None = None
+    contiguous_gradients: bool | None = None
+    round_robin_gradients: bool | None = None
+    sub_group_size: PositiveInt | None = None
+    stage3_max_live_parameters: PositiveInt | None = None
+    stage3_max_reuse_distance: PositiveInt | None = None
+    stage3_prefetch_bucket_size: PositiveInt | None = None
+    stage3_param_persistence_threshold: PositiveInt | None = None
+
+
+class DeepSpeedConfig(Strict):
+    """What DeepSpeed may be told beyond the spec, by its own names. The rest would change what resume depends on."""
+
+    zero_optimization: ZeroOptimization = ZeroOptimization()
+    communication_data_type: Literal["fp32", "bf16", "fp16"] | None = None
+    prescale_gradients: bool | None = None
+    wall_clock_breakdown: bool | None = None
+
+
 class DeepSpeed(Strict):
     """How the engine shards and computes. `config` adds to DeepSpeed's own configuration, checked."""
 
@@ -133,7 +159,9 @@ class DeepSpeed(Strict):
     precision: Literal["fp32", "bf16"] = Field(
         default="bf16", description="of weights and activations; sums and the optimizer's state are fp32 either way"
     )
-    config: dict[str, Any] = Field(default={}, description="more of DeepSpeed's configuration, merged in")
+    config: DeepSpeedConfig = Field(
+        default=DeepSpeedConfig(), description="more of DeepSpeed's configuration, merged in"
+    )
 
 
 class Resources(Strict):
