@@ -55,11 +55,17 @@ async def drain(request: Request) -> None:
 
 async def read_json(request: Request, limit: int) -> tuple[bytes, Any]:
     """The body, and the JSON in it. Raises Refusal 400, 413, 415 or 422."""
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != "application/json" and not media.endswith("+json"):
-        # Also what keeps a web page from posting here without the browser asking first.
-        raise Refusal(415, "send JSON, with `Content-Type: application/json`")
+    _check_media(request)
     raw = await read_bytes(request, limit)
+    return raw, parse(raw)
+
+
+async def read_json_if_any(request: Request, limit: int) -> tuple[bytes, Any]:
+    """Like `read_json`, where the body may be left out: then the JSON is an empty object."""
+    raw = await read_bytes(request, limit)
+    if not raw.strip():
+        return raw, {}
+    _check_media(request)
     return raw, parse(raw)
 
 
@@ -76,6 +82,13 @@ def parse(raw: bytes) -> Any:
     if problems := list(_unstorable(value, (), 0)):
         raise invalid(problems[:100])
     return value
+
+
+def _check_media(request: Request) -> None:
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media != "application/json" and not media.endswith("+json"):
+        # Also what keeps a web page from posting here without the browser asking first.
+        raise Refusal(415, "send JSON, with `Content-Type: application/json`")
 
 
 def _unstorable(value: Any, path: tuple[str, ...], depth: int) -> Iterator[Problem]:

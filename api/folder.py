@@ -1,10 +1,12 @@
 """The store's folder: where files, models and kept logs lie, and the paths that may not leave it."""
 
+import contextlib
 import os
 import shutil
 import time
 from pathlib import Path
 
+_TEMPORARY = ".tmp-"
 _LEFTOVER_AGE = 24 * 3600.0
 
 
@@ -15,13 +17,21 @@ class Store:
         self.root = root
 
     def prepare(self) -> None:
-        """Makes the folders, and removes what an upload that was cut off left behind."""
-        files = self.root / "files"
-        files.mkdir(parents=True, exist_ok=True)
-        for leftover in files.glob(".tmp-*"):
-            # Not a young one: another replica may be writing it.
-            if time.time() - leftover.stat().st_mtime > _LEFTOVER_AGE:
-                leftover.unlink(missing_ok=True)
+        """Makes the folders."""
+        (self.root / "files").mkdir(parents=True, exist_ok=True)
+
+    def temporary_file(self, id: str) -> Path:
+        """Where a data file lies until its upload is committed, and for an instant after that."""
+        return self.root / "files" / f"{_TEMPORARY}{id}"
+
+    def unsettled_files(self) -> list[str]:
+        """The ids of data files whose upload was cut off; not a young one's, which another replica may be taking."""
+        found = []
+        for path in (self.root / "files").glob(f"{_TEMPORARY}*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
+                    found.append(path.name.removeprefix(_TEMPORARY))
+        return found
 
     def inside(self, path: str) -> Path:
         """The absolute path of `path`, which is relative to the store. Raises ValueError if it leads out of it."""

@@ -23,6 +23,7 @@ from api.operator.local import LocalCluster
 from api.operator.reconciler import Operator
 from api.settings import Settings
 from api.store.migrate import migrate
+from api.uploads import sweep
 
 Role = Literal["all", "api", "operator"]
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ async def running(settings: Settings, role: Role = "all") -> AsyncIterator[Runni
         stack.push_async_callback(control.wakeups.close)
         await migrate(control.database)
         await asyncio.to_thread(control.store.prepare)
+        await sweep(control.store, control.database)
         url = worker_url = None
         tasks: list[asyncio.Task[None]] = []
         servers: list[_Server] = []

@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -12,13 +13,17 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from api.errors import Refusal, invalid
-from api.folder import sync_folder
+from api.folder import Store, sync_folder
+from api.store import files
+from api.store.database import Database
 from worker.contract.check import Problem
 from worker.contract.rows import MAX_LINE_BYTES, BadRow, RowChecker
 
 # Lines are checked in a thread, this many bytes a time: the loop goes on answering others.
 _BATCH = 256 * 1024
 _MAX_FIELD = 4096
+# Files that are looked up at once.
+_SWEPT = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,7 @@ class Receiver:
         self._hash = hashlib.sha256()
         self._rows = RowChecker()
         self._rest = bytearray()
+        self._kept = False
         self._file: IO[bytes] = path.open("xb")
 
     def take(self, data: bytes) -> None:
@@ -74,15 +80,21 @@ class Receiver:
         self._file.close()
         return summary.kind, summary.rows, self._hash.hexdigest()
 
-    def discard(self) -> None:
-        """Leaves nothing behind."""
-        self._file.close()
+    def keep(self, final: Path) -> None:
+        """Puts the file in its place, too; call it before the commit. A row without its bytes would be a lie."""
+        final.hardlink_to(self.path)
+        sync_folder(final.parent)
+        self._kept = True
+
+    def settle(self) -> None:
+        """Takes away the temporary name, which tells `sweep` that there may be no row; call it after the commit."""
         self.path.unlink(missing_ok=True)
 
-    def keep(self, final: Path) -> None:
-        """Moves the file to its place."""
-        self.path.rename(final)
-        sync_folder(final.parent)
+    def discard(self) -> None:
+        """Leaves nothing behind, unless `keep` was called: then nobody but the database knows what is right."""
+        self._file.close()
+        if not self._kept:
+            self.path.unlink(missing_ok=True)
 
     def _check(self, line: bytes) -> None:
         try:
@@ -192,3 +204,16 @@ async def receive(chunks: AsyncIterator[bytes], form: Form) -> Uploaded:
     if batch:
         await asyncio.to_thread(form.take, b"".join(batch))
     return await asyncio.to_thread(form.end)
+
+
+async def sweep(store: Store, database: Database) -> None:
+    """Removes what uploads left behind whose process died: also the bytes that were in place, but never committed."""
+    ids = await asyncio.to_thread(store.unsettled_files)
+    for start in range(0, len(ids), _SWEPT):
+        part = ids[start : start + _SWEPT]
+        known = await database.look(partial(files.known, ids=part))
+        for id in part:
+            if id not in known:
+                await asyncio.to_thread(store.remove, f"files/{id}.jsonl")
+            # Last: as long as it is there, the next start looks again.
+            await asyncio.to_thread(store.temporary_file(id).unlink, missing_ok=True)

@@ -62,7 +62,7 @@ async def upload(
     id = new_id("file")
     path = f"files/{id}.jsonl"
     final = control.store.inside(path)
-    receiver = await asyncio.to_thread(Receiver, final.with_name(f".tmp-{id}"), limit)
+    receiver = await asyncio.to_thread(Receiver, control.store.temporary_file(id), limit)
     try:
         form = Form(request.headers.get("content-type", ""), receiver)
         done = await receive(request.stream(), form)
@@ -85,8 +85,8 @@ async def upload(
                     sha256=done.sha256,
                     path=path,
                 )
-                # Before the commit: a row without its bytes would be a lie, bytes without a row are only waste.
                 await asyncio.to_thread(receiver.keep, final)
+        await asyncio.to_thread(receiver.settle)
     except Refusal:
         await drain(request)
         raise

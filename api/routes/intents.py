@@ -60,8 +60,7 @@ async def clone(
 ) -> JobView:
     """A new job with the same spec, references resolved anew. The body, if there is one, is a merge patch (RFC 7396)
     of the spec."""
-    raw = await bodies.read_bytes(request, control.settings.max_body)
-    patch = bodies.parse(raw) if raw.strip() else {}
+    raw, patch = await bodies.read_json_if_any(request, control.settings.max_body)
     if not isinstance(patch, dict):
         raise Refusal(422, "write a JSON object: what is to be other than in the job's spec")
     with refusing():

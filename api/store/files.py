@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from sqlalchemy import select
+from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.store import jobs
@@ -59,6 +60,11 @@ async def listed(session: AsyncSession, purpose: str | None, part: Slice) -> tup
     if purpose is not None:
         query = query.where(FileRow.purpose == purpose)
     return await page(session, query, FileRow.created_at, FileRow.id, part)
+
+
+def known(connection: Connection, ids: Sequence[str]) -> set[str]:
+    """Those of `ids` that are files."""
+    return set(connection.scalars(select(FileRow.id).where(FileRow.id.in_(ids))))
 
 
 async def delete(session: AsyncSession, id: str) -> FileRow:

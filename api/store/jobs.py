@@ -191,7 +191,8 @@ async def want(session: AsyncSession, id: str, desired: Desired, generation: int
     phase = Phase(row.phase)
     if phase == Phase.CANCELLED and desired == Desired.CANCEL:
         return row
-    if phase in FINAL:
+    # A failed job that is to be retried has its way before it again, and may be held back from it.
+    if phase in FINAL and not row.retry_requested:
         hint = {Phase.FAILED: "; `retry` starts it again"}.get(phase, "; `clone` makes a new one")
         raise Conflict(f"the job is {phase}, and that is final{hint}")
     if row.desired == desired:
@@ -212,6 +213,8 @@ async def retry(session: AsyncSession, id: str, generation: int | None = None) -
     if row.phase != Phase.FAILED:
         hint = "; `clone` makes a new one" if Phase(row.phase) in FINAL else "; only a failed job can be retried"
         raise Conflict(f"the job is {row.phase}{hint}")
+    if row.retry_requested and row.desired == Desired.CANCEL:
+        raise Conflict("the job is being cancelled; `clone` makes a new one")
     if not row.retry_requested:
         row.retry_requested = True
         row.desired = Desired.RUN.value

@@ -2,12 +2,14 @@
 
 import asyncio
 import hashlib
+import os
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
 from api.settings import Settings
+from api.uploads import sweep
 from tests.api.conftest import DIALOGUE, TEXT, Plane, paths, rows
 
 Part = tuple[str, bytes, str]
@@ -164,3 +166,22 @@ async def test_other_requests_are_answered_while_a_file_comes_slowly(plane: Plan
         assert (await upload(plane, rows(1))).status_code == 201
     answered.set()
     assert (await uploading).json()["rows"] == 20
+
+
+async def test_bytes_that_were_never_committed_are_swept_at_a_later_start_and_no_others(
+    plane: Plane, settings: Settings
+) -> None:
+    good = (await upload(plane, rows(5))).json()["id"]
+    files = settings.store_path / "files"
+    # A process died: in the midst of an upload; before the commit; and after it.
+    (files / ".tmp-file-half").write_bytes(rows(1))
+    (files / ".tmp-file-whole").write_bytes(rows(1))
+    (files / "file-whole.jsonl").hardlink_to(files / ".tmp-file-whole")
+    (files / f".tmp-{good}").hardlink_to(files / f"{good}.jsonl")
+    (files / "file-another-s.jsonl").write_bytes(rows(1))
+    await sweep(plane.control.store, plane.control.database)
+    assert len(left_behind(settings)) == 6
+    for path in files.iterdir():
+        os.utime(path, (0, 0))
+    await sweep(plane.control.store, plane.control.database)
+    assert sorted(left_behind(settings)) == sorted([f"{good}.jsonl", "file-another-s.jsonl"])

@@ -52,6 +52,25 @@ async def test_only_a_failed_job_is_retried(plane: Plane) -> None:
     assert (await plane.http.delete(f"/v1/jobs/{job}")).status_code == 409
 
 
+async def test_a_retry_that_waits_can_be_held_back_or_called_off(plane: Plane) -> None:
+    job = (await plane.submit())["id"]
+    await plane.set(job, phase="failed")
+    assert (await plane.http.post(f"/v1/jobs/{job}/cancel")).status_code == 409
+    await plane.http.post(f"/v1/jobs/{job}/retry")
+    for call, wish in (("pause", "pause"), ("resume", "run"), ("cancel", "cancel")):
+        answer = await plane.http.post(f"/v1/jobs/{job}/{call}")
+        assert (answer.status_code, answer.json()["desired"]) == (200, wish)
+    assert (await plane.http.post(f"/v1/jobs/{job}/retry")).status_code == 409
+
+
+async def test_a_clone_s_changes_are_taken_only_as_json(plane: Plane) -> None:
+    job = (await plane.submit())["id"]
+    # What a web page's form may send without the browser asking first.
+    answer = await plane.http.post(f"/v1/jobs/{job}/clone", content=b"{}", headers={"Content-Type": "text/plain"})
+    assert answer.status_code == 415
+    paths(answer)
+
+
 async def test_a_clone_is_a_new_job_with_what_was_changed(plane: Plane) -> None:
     job = await plane.submit({**REHEARSAL, "name": "first", "metadata": {"a": "1"}})
     answer = await plane.http.post(f"/v1/jobs/{job['id']}/clone", json={"stage": {"steps": 9}, "metadata": {"a": None}})
