@@ -140,6 +140,9 @@ def environment(order: Order, number: int) -> dict[str, str]:
         "OMP_NUM_THREADS": count,
         "MKL_NUM_THREADS": count,
         "OPENBLAS_NUM_THREADS": count,
+        # Threads that wait for each other sleep. On cores that others use too, to spin made a step take eight times as
+        # long: a thread spins away the time that the one it waits for would need.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
         # On a CPU, tensors come from malloc: without these its peak is 29 % over what the tensors hold, with them 6 %.
