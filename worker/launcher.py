@@ -146,8 +146,9 @@ class Launcher:
                     self._gathered = {}
             else:
                 self._outbox.hear(message)
-                if message["kind"] == "checkpoint":
-                    # What comes before a checkpoint is not done again: let it not wait where it can be lost.
+                # What comes before a checkpoint is not done again: it is told while that is being written, so that it
+                # does not wait here, where it can be lost, once the checkpoint is whole.
+                if message["kind"] == "checkpoint" or message.get("activity") == "saving":
                     self._reporter.nudge()
         if rank.hung_up and rank.line in self._selector.get_map():
             # Its process is as good as gone; to wait for its end on this line would be to spin.

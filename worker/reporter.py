@@ -23,7 +23,7 @@ HEARTBEAT = 2.0
 # Seconds that the reports still waiting at the end may take.
 DRAIN = 60.0
 _LONGEST_WAIT = 2.0
-# Seconds that news is gathered for, when it is sent before its time.
+# Seconds between two reports at least, however urgent the second: what comes meanwhile is sent with it.
 _APART = 0.1
 _SET_ASIDE_AT_MOST = 20
 
@@ -94,15 +94,17 @@ class Reporter(threading.Thread):
         """The thread's life: the first report until it is answered, then one every heartbeat, then the rest."""
         if not self._first():
             return
+        sent_at = time.monotonic()
         while not self._closed.is_set() and not self._over:
             self._due.wait(HEARTBEAT)
-            self._closed.wait(_APART)
+            self._closed.wait(max(0.0, sent_at + _APART - time.monotonic()))
             self._due.clear()
             try:
                 self._report()
             except Exception:
                 # A fault in reporting must not end the training, nor the reports after it.
                 traceback.print_exc()
+            sent_at = time.monotonic()
         if not self._over:
             self._drain()
 

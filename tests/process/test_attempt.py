@@ -24,6 +24,17 @@ def test_an_attempt_reports_each_step_once_and_ends_well(listener: Listener, att
     assert (job.folder / "lock").read_text().strip() == str(job.pid)
 
 
+def test_what_comes_before_a_checkpoint_is_told_while_that_is_written(
+    listener: Listener, attempt: Callable[..., Attempt]
+) -> None:
+    settings = {"steps": 6, "checkpoint_bytes": 50_000_000}
+    assert attempt(stage=settings, checkpoint={"every_steps": 3}).start().wait() == 0
+    saving = next(report for report in listener.accepted if report.activity == "saving")
+    assert not saving.checkpoints
+    told = [m.step for r in listener.accepted[: listener.accepted.index(saving) + 1] for m in r.metrics]
+    assert set(told) == {1, 2, 3}
+
+
 def test_the_ranks_of_a_machine_do_the_same_steps(listener: Listener, attempt: Callable[..., Attempt]) -> None:
     job = attempt(stage={"steps": 10}, checkpoint={"every_steps": 5}, resources={"per_node": 3}).start()
     assert job.wait() == 0
