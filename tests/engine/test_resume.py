@@ -156,7 +156,7 @@ def test_a_stop_before_the_first_step_saves_nothing_and_the_next_attempt_starts_
     whole, _ = lived_through(one, job(tmp_path / "whole"), [])
     broken, lives = lived_through(one, job(tmp_path / "broken"), [Plan(stop_at=2)])
     assert lives[0].checkpoints == []
-    assert lives[1].resumed_from is None
+    assert lives[1].resumed_from == 0
     assert broken == whole
 
 
