@@ -114,11 +114,7 @@ def test_watch_on_a_terminal_draws_a_bar_and_ctrl_c_leaves_the_job_running(plane
     job = client.jobs.create(rehearsal("drawn", steps=2000, seconds=0.02))
     near, far = pty.openpty()
     environment = {**Shell(plane.url).environment(), "TERM": "xterm-256color", "LINES": "30"}
-    watching = subprocess.Popen(
-        [RLHF, "watch", job.id], stdin=far, stdout=far, stderr=far, cwd=ROOT, env=environment,
-        # Whoever runs the tests in the background has SIGINT ignored, and so would this have.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    watching = subprocess.Popen([RLHF, "watch", job.id], stdin=far, stdout=far, stderr=far, cwd=ROOT, env=environment)
     os.close(far)
     drawn = b""
     while b"/2000" not in drawn:
