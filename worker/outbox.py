@@ -7,9 +7,11 @@ from typing import Any
 
 from worker.contract.protocol import Activity, Checkpoint, Event, Level, Metric, Progress, Report, metrics_at
 
-# A report stays well below a megabyte: longer news goes into several.
+# A report stays well below a megabyte, which the control plane takes: longer news goes into several. An event may be
+# of any length up to 50 kB, so these are counted by their bytes too.
 METRICS_A_REPORT = 1000
 EVENTS_A_REPORT = 50
+EVENT_BYTES_A_REPORT = 256 * 1024
 CHECKPOINTS_A_REPORT = 50
 
 
@@ -74,19 +76,30 @@ class Outbox:
         """The next report, with the oldest news first; each has a higher `seq`."""
         with self._lock:
             self._seq += 1
+            told = self._events_that_fit()
             report = Report(
                 seq=self._seq,
                 activity=self._activity,
                 progress=self._progress,
                 resumed_from=self._resumed_from,
                 metrics=self._metrics[:METRICS_A_REPORT],
-                events=self._events[:EVENTS_A_REPORT],
+                events=self._events[:told],
                 checkpoints=self._checkpoints[:CHECKPOINTS_A_REPORT],
             )
             del self._metrics[:METRICS_A_REPORT]
-            del self._events[:EVENTS_A_REPORT]
+            del self._events[:told]
             del self._checkpoints[:CHECKPOINTS_A_REPORT]
             return report
+
+    def _events_that_fit(self) -> int:
+        """How many of the oldest events the next report carries: at least one, if there is one."""
+        count = size = 0
+        for event in self._events[:EVENTS_A_REPORT]:
+            size += len(event.model_dump_json().encode())
+            if count and size > EVENT_BYTES_A_REPORT:
+                break
+            count += 1
+        return count
 
     def _advance(self, **said: Any) -> None:
         before = self._progress.model_dump()

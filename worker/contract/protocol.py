@@ -1,11 +1,12 @@
 """What a worker tells the control plane, and hears back. Unknown fields are ignored, so N-1 and N run side by side."""
 
 import math
+import re
 from datetime import datetime
 from enum import IntEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 VERSION = 1
 
@@ -38,6 +39,19 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Step = Annotated[int, Field(ge=0, le=2**53)]
 
 
+# A NUL, and half of a surrogate pair: databases and encodings refuse them, and programs' last words hold anything.
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def storable(value: Any) -> Any:
+    """Text with U+FFFD for each character that not everything can hold; anything else as it is."""
+    return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", value) if isinstance(value, str) else value
+
+
+Words = Annotated[str, Field(max_length=8192), BeforeValidator(storable)]
+"""What a program says to a person: whatever it holds, it can be stored."""
+
+
 class Message(BaseModel):
     """A part of a message: unknown fields ignored, no NaN."""
 
@@ -67,7 +81,7 @@ class Event(Message):
     """Something that a person should read: `type` is one CamelCase word."""
 
     type: Annotated[str, Field(pattern=r"^[A-Z][A-Za-z0-9]*$", max_length=64)]
-    message: Annotated[str, Field(max_length=8192)]
+    message: Words
     level: Level = "info"
     at: AwareDatetime
     step: Step | None = None
@@ -118,7 +132,7 @@ class Finish(Message):
 
     outcome: Literal["succeeded", "failed", "stopped"]
     reason: Annotated[str, Field(pattern=r"^[A-Z][A-Za-z0-9]*$", max_length=64)]
-    message: Annotated[str, Field(max_length=8192)] = ""
+    message: Words = ""
     outputs: Annotated[list[Output], Field(max_length=10)] = []
 
 
