@@ -6,10 +6,8 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from worker.contract.architectures import POSITIONS
 from worker.contract.manifest import tree_hash
-
-# Names that architectures give to the number of their positions.
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 
 
 class NotAModel(ValueError):
@@ -52,7 +50,7 @@ def positions_of(config: Any) -> int | None:
     """The number of positions in a transformers configuration."""
     if not isinstance(config, dict):
         return None
-    for name in _POSITIONS:
+    for name in POSITIONS:
         if isinstance(value := config.get(name), int) and value > 0:
             return value
     # Models of more than text have their language model's configuration inside.
@@ -74,6 +72,8 @@ def _inspect(path: Path) -> int | None:
     if path.is_file():
         return _gguf_positions(path)
     if (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():
+            raise NotAModel("holds an adapter beside a model; give the merged model")
         if not any(path.glob("*.safetensors")):
             raise NotAModel("has no .safetensors file; weights are never read from pickles")
         return positions_of(read_config(path / "config.json"))

@@ -12,7 +12,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -24,6 +24,10 @@ Stop = Literal["save", "discard"]
 # A line of progress in the log at most this often, in seconds.
 LOG_EVERY = 5.0
 _FLUSH_WITHIN = 30.0
+# Of work that has no steps of its own, a sign at most this often, in seconds.
+SIGN_EVERY = 2.0
+# A process that took less of a core than this share of the time is waiting, and not working.
+_WORKING = 0.01
 _LONGEST_MESSAGE = 8192
 _LONGEST_LINE = 2**20
 
@@ -42,6 +46,7 @@ class Channel:
         self._outgoing: queue.SimpleQueue[dict[str, Any] | threading.Event] = queue.SimpleQueue()
         self._progress: dict[str, Any] = {}
         self._logged = -math.inf
+        self._signed = -math.inf
         threading.Thread(target=self._write, name="channel-writer", daemon=True).start()
         threading.Thread(target=self._read, name="channel-reader", daemon=True).start()
 
@@ -101,6 +106,37 @@ class Channel:
         self._send(
             "report", {k: v for k, v in said.items() if v is not None} | {"metrics": metrics or {}, "mark": mark}
         )
+
+    def going_on(self) -> None:
+        """Tells that there is progress within a step, a load or an evaluation. Costs nothing when called too often."""
+        now = time.monotonic()
+        if now - self._signed >= SIGN_EVERY:
+            self._signed = now
+            self.report()
+
+    @contextlib.contextmanager
+    def working(self, look_every: float = SIGN_EVERY) -> Iterator[None]:
+        """A block that is long and cannot say by itself how far it is, such as reading a model.
+
+        It goes on for as long as the process computes, looked at every so many seconds: one that hangs does not.
+        """
+        done = threading.Event()
+
+        def look() -> None:
+            before = time.process_time()
+            while not done.wait(look_every):
+                now = time.process_time()
+                if now - before >= _WORKING * look_every:
+                    self.report()
+                before = now
+
+        looking = threading.Thread(target=look, name="channel-working", daemon=True)
+        looking.start()
+        try:
+            yield
+        finally:
+            done.set()
+            looking.join()
 
     def event(self, type: str, message: str, level: Level = "info", step: int | None = None) -> None:
         """Tells a person something: `type` is one CamelCase word. Raises ValueError for another."""

@@ -8,6 +8,9 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from worker.contract.spec import JobSpec
+from worker.errors import BadSpec
+
 Stop = Literal["save", "discard"]
 _STOPS: tuple[Stop | None, ...] = (None, "save", "discard")
 # Ranks of one machine meet within seconds; a save of a large model on a slow disk holds the others for minutes.
@@ -65,6 +68,17 @@ class Ranks:
         """Waits for all ranks."""
         if self.world > 1:
             dist.barrier(group=self._host)
+
+
+def check_accelerator(spec: JobSpec) -> None:
+    """Raises BadSpec where the spec asks for GPUs that are not there: to train on the processor would take days."""
+    wanted = spec.resources.per_node if spec.resources.accelerator != "none" else 0
+    found = torch.cuda.device_count() if wanted and _uses_cuda() else 0
+    if found < wanted:
+        raise BadSpec(
+            f"resources.accelerator: {wanted} GPUs a node are asked for, and this machine has {found} that torch can "
+            "use; write `none` to train on the processor, or a lower resources.per_node"
+        )
 
 
 def _uses_cuda() -> bool:

@@ -3,16 +3,21 @@
 import fcntl
 import os
 import shutil
-import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from worker import checkpoint
 from worker.contract import manifest
+from worker.contract.manifest import Damaged
 from worker.errors import BadSpec
 
 _MAGIC = b"GGUF"
+# Seconds between two looks at whether another is done converting.
+_LOOK_EVERY = 0.2
 
 
 def gguf_in(path: Path) -> Path | None:
@@ -31,32 +36,51 @@ def gguf_in(path: Path) -> Path | None:
     return found[0] if found else None
 
 
-def converted(gguf: Path, cache: Path, sha256: str | None = None) -> tuple[Path, str | None]:
+def converted(
+    gguf: Path, cache: Path, sha256: str | None = None, waiting: Callable[[], None] = lambda: None
+) -> tuple[Path, str | None]:
     """The folder in `cache` with the model in fp32 safetensors and its tokenizer, and a note if it was made just now.
 
-    `sha256` is the file's, where the caller has just found it out.
-    Whoever comes while another converts waits for it. Should that lock not hold (on a network's file system), both
-    convert, and the first to rename wins: a folder under its final name is always whole. Raises BadSpec.
+    `sha256` is the file's, where the caller has just found it out. Whoever comes while another converts waits for it,
+    and calls `waiting` now and then. A folder that is not what its manifest says is made anew. Raises BadSpec.
     """
     final = cache / (sha256 or manifest.file_sha256(gguf))
-    if final.is_dir():
+    if _whole(final):
         return final, None
     cache.mkdir(parents=True, exist_ok=True)
     lock = os.open(cache / f".{final.name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if final.is_dir():
+        _wait_for(lock, waiting)
+        if _whole(final):
             return final, None
-        temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=cache))
+        # Also removes what a conversion that was killed has left: it has this name, and this lock.
+        temporary = checkpoint.temporary_for(final)
         try:
             _convert(gguf, temporary)
-            temporary.chmod(0o755)
-            _move(temporary, final)
+            checkpoint.seal(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     finally:
         os.close(lock)
     return final, f"{gguf.name} was converted to safetensors, once for all jobs."
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a converted model is there with all its bits: others write on the same disk, and bits flip."""
+    try:
+        manifest.verify(folder)
+    except Damaged:
+        return False
+    return True
+
+
+def _wait_for(lock: int, waiting: Callable[[], None]) -> None:
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            time.sleep(_LOOK_EVERY)
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -78,17 +102,3 @@ def _convert(gguf: Path, folder: Path) -> None:
     model.config._name_or_path = name
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _move(temporary: Path, final: Path) -> None:
-    for path in [*temporary.iterdir(), temporary]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    try:
-        temporary.rename(final)
-    except OSError:
-        if not final.is_dir():
-            raise

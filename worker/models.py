@@ -1,6 +1,7 @@
 """Models: from a configuration, a folder, a hub name or a GGUF file, in the spec's precision, with its adapters."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import find_adapter_config_file
 
 from worker.contract import manifest
+from worker.contract.architectures import POSITIONS
 from worker.contract.order import Input
 from worker.contract.spec import JobSpec, RehearseStage, Scratch, SftStage, TrainStage
 from worker.data import local_path
@@ -30,8 +33,6 @@ from worker.scratch import from_scratch
 from worker.tokenizers import bytes_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# How configurations name the longest sequence that a model has positions for.
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,12 @@ class Loaded:
     """What a person should know of it, each a sentence; they become events."""
 
 
-def load(spec: JobSpec, inputs: dict[str, Input], store: Path) -> Loaded:
+def load(spec: JobSpec, inputs: dict[str, Input], store: Path, *, waiting: Callable[[], None] = lambda: None) -> Loaded:
     """The stage's model and tokenizer, the same on every rank. Raises BadSpec with the field and what would be right.
 
     Weights are read from safetensors alone, never from pickles, and no code that comes with a model is run. `store` is
-    the store's root, in whose `cache/models` a converted GGUF stays. The model is in training mode, on the CPU.
+    the store's root, in whose `cache/models` a converted GGUF stays; `waiting` is called now and then while another
+    process converts it. The model is in training mode, on the CPU.
     """
     stage = spec.stage
     if isinstance(stage, RehearseStage):
@@ -57,12 +59,12 @@ def load(spec: JobSpec, inputs: dict[str, Input], store: Path) -> Loaded:
     dtype = DTYPES[spec.deepspeed.precision]
     if isinstance(stage.model, Scratch):
         name = "the model from scratch"
-        tokenizer = _tokenizer_of(stage.model, inputs, store)
+        tokenizer = _tokenizer_of(stage.model, inputs, store, waiting)
         _separate_padding(tokenizer, name, notes)
         model = from_scratch(stage.model, tokenizer, seed=stage.seed, dtype=dtype)
     else:
         name = stage.model
-        source, revision = located(inputs["stage.model"], store, notes)
+        source, revision = located(inputs["stage.model"], store, notes, waiting)
         tokenizer = _read_tokenizer(source, revision, name)
         model = _read_model(source, revision, name, dtype)
         _separate_padding(tokenizer, name, notes)
@@ -83,7 +85,9 @@ def load(spec: JobSpec, inputs: dict[str, Input], store: Path) -> Loaded:
     return Loaded(trained, tokenizer, notes)
 
 
-def located(source: Input, store: Path, notes: list[str]) -> tuple[str, str | None]:
+def located(
+    source: Input, store: Path, notes: list[str], waiting: Callable[[], None] = lambda: None
+) -> tuple[str, str | None]:
     """Where transformers finds a model: (folder or hub name, hub revision). A GGUF is converted first. Raises BadSpec.
 
     What lies on this machine must still have the hash that it had when the job was accepted.
@@ -102,7 +106,8 @@ def located(source: Input, store: Path, notes: list[str]) -> tuple[str, str | No
         raise BadSpec(f"stage.model: {source.reference} has changed since the job was accepted; submit the job anew")
     if (gguf := gguf_in(path)) is not None:
         # Of a file, its hash is `tree_hash`, which has been compared above.
-        folder, note = converted(gguf, store / "cache" / "models", source.sha256 if gguf == path else None)
+        known = source.sha256 if gguf == path else None
+        folder, note = converted(gguf, store / "cache" / "models", known, waiting)
         notes += [note] if note else []
         return str(folder), None
     if path.is_file():
@@ -111,12 +116,16 @@ def located(source: Input, store: Path, notes: list[str]) -> tuple[str, str | No
         adapter = (path / "adapter_config.json").is_file()
         hint = "it holds an adapter: give the merged model" if adapter else "it has no config.json and no .gguf file"
         raise BadSpec(f"stage.model: {source.reference} is not a model's folder; {hint}")
+    if (path / "adapter_config.json").is_file():
+        raise BadSpec(f"stage.model: {source.reference} holds an adapter beside a model: give the merged model")
     if not any(path.glob("*.safetensors")):
         raise BadSpec(f"stage.model: {source.reference} has no .safetensors; weights are never read from pickles")
     return str(path), None
 
 
-def _tokenizer_of(model: Scratch, inputs: dict[str, Input], store: Path) -> PreTrainedTokenizerBase:
+def _tokenizer_of(
+    model: Scratch, inputs: dict[str, Input], store: Path, waiting: Callable[[], None]
+) -> PreTrainedTokenizerBase:
     if model.tokenizer == "bytes":
         return bytes_tokenizer()
     source = inputs["stage.model.tokenizer"]
@@ -124,7 +133,7 @@ def _tokenizer_of(model: Scratch, inputs: dict[str, Input], store: Path) -> PreT
         return _read_tokenizer(source.location, source.sha256, model.tokenizer)
     path = local_path(source.location)
     if gguf_in(path) is not None:
-        return _read_tokenizer(*located(source, store, []), model.tokenizer)
+        return _read_tokenizer(*located(source, store, [], waiting), model.tokenizer)
     return _read_tokenizer(str(path), None, model.tokenizer)
 
 
@@ -140,6 +149,9 @@ def _read_tokenizer(source: str, revision: str | None, name: str) -> PreTrainedT
 def _read_model(source: str, revision: str | None, name: str, dtype: torch.dtype) -> PreTrainedModel:
     where: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     try:
+        # transformers would put the adapter into the model unasked, and nothing else would be trained.
+        if find_adapter_config_file(source, revision=revision or "main") is not None:
+            raise BadSpec(f"stage.model: {name} holds an adapter: give the merged model")
         config = AutoConfig.from_pretrained(source, **where)
         if getattr(config, "quantization_config", None) is not None:
             raise BadSpec(f"stage.model: {name} is quantized; training needs its weights in full")
@@ -193,7 +205,7 @@ def _separate_padding(tokenizer: PreTrainedTokenizerBase, name: str, notes: list
 def positions(config: PreTrainedConfig) -> int | None:
     """The longest sequence, in tokens, that a model has positions for; None: no limit is told."""
     text = config.get_text_config()
-    found = [getattr(text, name, None) for name in _POSITIONS]
+    found = [getattr(text, name, None) for name in POSITIONS]
     return min((n for n in found if isinstance(n, int) and n > 0), default=None)
 
 

@@ -35,7 +35,9 @@ def train(context: Context, loaded: Loaded, dataset: Dataset, loss_sum: LossSum)
 
     Raises Stopped when asked to, after saving; Diverged, OutOfMemory, BadData.
     """
-    return Training(context, loaded, dataset, loss_sum).run()
+    with context.channel.working():
+        training = Training(context, loaded, dataset, loss_sum)
+    return training.run()
 
 
 class Training:
@@ -101,7 +103,7 @@ class Training:
         nats = []
         with explained(self.spec, f"step {step}"):
             for number, batch in enumerate(update.micro_batches, start=1):
-                self._stop_if_asked()
+                self._between()
                 last = number == len(update.micro_batches)
                 nats.append(self.engine.train_micro(batch, weight=weight, last=last, timer=watch))
             loss = self.ranks.sum([float(torch.stack(nats).double().sum())])[0] / max(1, update.trained)
@@ -141,7 +143,7 @@ class Training:
         if not self.held_out or not due or self.progress.evaluated == step:
             return
         self.context.channel.report("evaluating")
-        metrics = evaluate(self.engine, self.held_out, self.ranks, between=self._stop_if_asked)
+        metrics = evaluate(self.engine, self.held_out, self.ranks, between=self._between)
         self.progress = replace(self.progress, evaluated=step)
         self._report(metrics)
 
@@ -155,6 +157,11 @@ class Training:
         )
         if self.curves:
             self.curves.add(done.step, metrics)
+
+    def _between(self) -> None:
+        """Before each micro-batch, trained or held out: an update or an evaluation may be longer than limits.stall."""
+        self.context.channel.going_on()
+        self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
         """Saves how things stood when the update began, and raises Stopped, if any rank was asked to stop."""
@@ -201,7 +208,7 @@ class Training:
     def _hand_over(self) -> list[Output]:
         """The outputs, written by rank 0 from the weights of all."""
         self.context.channel.report("saving")
-        with explained(self.spec, "gathering the whole model"):
+        with explained(self.spec, "gathering the whole model"), self.context.channel.working():
             state = self.engine.gather()
         outputs: list[Output] = []
         from worker.outputs import save_outputs
@@ -210,6 +217,7 @@ class Training:
             broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
             if broken:
                 raise self._diverged(f"after the last step {broken[0]} holds a value")
-            outputs = save_outputs(self.context, self.loaded, state, self.progress.step)
+            with self.context.channel.working():
+                outputs = save_outputs(self.context, self.loaded, state, self.progress.step)
         self.ranks.barrier()
         return outputs

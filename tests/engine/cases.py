@@ -188,6 +188,37 @@ def feed_without_targets(rank: int, world: int, job: Job) -> str:
     return ""
 
 
+def attempt_that_always_signs(rank: int, world: int, job: Job) -> list[dict[str, Any]]:
+    """What an attempt tells that may give a sign of progress as often as it likes."""
+    from tests.engine.jobs import attempt
+    from worker import channel
+
+    before, channel.SIGN_EVERY = channel.SIGN_EVERY, 1e-9
+    try:
+        return attempt(rank, world, job, 1).said
+    finally:
+        channel.SIGN_EVERY = before
+
+
+def attempt_with_another_tokenizer(rank: int, world: int, job: Job, number: int) -> Any:
+    """An attempt whose tokenizer makes other tokens of the same rows, as another version of it may."""
+    from tests.engine.jobs import attempt
+    from worker import data
+
+    before = data.trained_tokens
+
+    def fewer(offsets: Any, spans: Any) -> Any:
+        mask = before(offsets, spans)
+        mask[mask.argmax()] = False
+        return mask
+
+    data.trained_tokens = fewer
+    try:
+        return attempt(rank, world, job, number)
+    finally:
+        data.trained_tokens = before
+
+
 def attempt_without_memory(rank: int, world: int, job: Job) -> tuple[str, str]:
     """An attempt on a machine that has room for the model, but for no row of the batch."""
     import torch

@@ -138,6 +138,22 @@ def test_evaluation_does_not_disturb_training_and_counts_tokens_over_all_ranks(
     assert ended.curve("eval/loss")[0] == pytest.approx(expected, rel=1e-5)
 
 
+def test_each_micro_batch_trained_or_held_out_is_a_sign_of_progress(one: Pool, tmp_path: Path) -> None:
+    job = Job(tmp_path, jobs.spec(stage__steps=1, evaluate={"data": "files/eval"}), jobs.dialogues(4))
+    job.held_out = jobs.dialogues(6, seed=2)
+    said = one.run(cases.attempt_that_always_signs, job)[0]
+    signs = [m.keys() <= {"kind", "at", "metrics", "mark"} and m["mark"] for m in said if m["kind"] == "report"]
+    # Two evaluations of 6 micro-batches, and an update of 4.
+    assert sum(signs) >= 2 * 6 + 4
+
+
+def test_a_job_for_gpus_does_not_train_on_the_processor_instead(one: Pool, tmp_path: Path) -> None:
+    job = Job(tmp_path, jobs.spec(resources={"accelerator": "nvidia.com/gpu"}), jobs.dialogues(4))
+    ended = one.run(jobs.attempt, job, 1)[0]
+    assert ended.outcome == "InvalidSpec"
+    assert ended.message.startswith("resources.accelerator: 1 GPUs a node are asked for, and this machine has 0")
+
+
 def test_a_stop_during_an_evaluation_leaves_it_to_the_next_attempt(one: Pool, tmp_path: Path) -> None:
     changes = {"stage__steps": 4, "evaluate": {"data": "files/eval", "every_steps": 2}}
     job = Job(tmp_path, jobs.spec(**changes), jobs.dialogues(8), held_out=jobs.dialogues(6, seed=2))

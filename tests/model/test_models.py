@@ -1,8 +1,11 @@
 """Loading models: the same on every rank, from what is safe to read, or a sentence that says why not."""
 
+import fcntl
 import json
 import multiprocessing
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.model.conftest import GPT2, LLAMA, input_at, spec_of
+from worker import checkpoint
 from worker.contract.check import parse_spec
 from worker.contract.manifest import file_sha256
 from worker.contract.order import Input
@@ -124,6 +128,10 @@ def test_code_that_comes_with_a_model_is_not_run(folder: Path, tmp_path: Path) -
         (shutil.rmtree, "is not there any more"),
         (lambda f: (f / "model.safetensors").write_bytes(b"short"), "cannot be read"),
         (lambda f: (f / "config.json").rename(f / "adapter_config.json"), "it holds an adapter: give the merged model"),
+        (
+            lambda f: (f / "adapter_config.json").write_text("{}"),
+            "holds an adapter beside a model: give the merged model",
+        ),
     ],
 )
 def test_a_folder_that_is_no_model_is_told(
@@ -142,6 +150,23 @@ def test_a_hub_name_that_is_not_in_the_cache_is_told(tmp_path: Path, monkeypatch
     source = Input(reference="nobody/nothing", kind="hub", location="nobody/nothing", sha256="main")
     with pytest.raises(BadSpec, match="of nobody/nothing cannot be read"):
         load(spec_of("nobody/nothing"), {"stage.model": source}, tmp_path)
+
+
+def test_a_hub_model_with_an_adapter_beside_it_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As the hub's cache has it: a folder a commit, and a reference to it.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    commit = "0" * 40
+    home = tmp_path / "hub" / "models--some--one"
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "x"}))
+    shutil.copytree(folder, home / "snapshots" / commit)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    source = Input(reference="some/one", kind="hub", location="some/one", sha256=commit)
+    with pytest.raises(BadSpec, match="some/one holds an adapter: give the merged model"):
+        load(spec_of("some/one"), {"stage.model": source}, tmp_path)
 
 
 def test_dialogues_need_a_chat_template_and_texts_do_not(folder: Path, tmp_path: Path) -> None:
@@ -273,6 +298,50 @@ def test_a_gguf_converts_once_even_for_two_at_the_same_time(tmp_path: Path) -> N
     assert first == second
     assert sorted([one_note, other_note]) == ["None", "a.gguf was converted to safetensors, once for all jobs."]
     assert [path.name for path in cache.iterdir() if path.is_dir()] == [file_sha256(gguf)]
+
+
+def test_a_converted_gguf_with_one_bit_flipped_is_converted_anew(tmp_path: Path) -> None:
+    gguf, cache = tiny_gguf(tmp_path / "a.gguf"), tmp_path / "cache"
+    folder, _ = converted(gguf, cache)
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    again, note = converted(gguf, cache)
+    assert (again, (again / "model.safetensors").read_bytes()) == (folder, whole)
+    assert note is not None
+    assert converted(gguf, cache) == (folder, None)
+
+
+def _die_converting(gguf: Path, cache: Path) -> None:
+    checkpoint.seal = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    converted(gguf, cache)
+
+
+def test_what_a_killed_conversion_left_is_gone_after_the_next(tmp_path: Path) -> None:
+    gguf, cache = tiny_gguf(tmp_path / "a.gguf"), tmp_path / "cache"
+    killed = multiprocessing.get_context("spawn").Process(target=_die_converting, args=(gguf, cache))
+    killed.start()
+    killed.join(timeout=300)
+    assert killed.exitcode == -signal.SIGKILL
+    assert [path for path in cache.iterdir() if path.is_dir()]
+    folder, _ = converted(gguf, cache)
+    assert [path for path in cache.iterdir() if path.is_dir()] == [folder]
+
+
+def test_who_waits_for_anothers_conversion_says_so(tmp_path: Path) -> None:
+    gguf, cache = tiny_gguf(tmp_path / "a.gguf"), tmp_path / "cache"
+    cache.mkdir()
+    lock = os.open(cache / f".{file_sha256(gguf)}.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    looks: list[bool] = []
+
+    def waiting() -> None:
+        looks.append(True)
+        if len(looks) == 3:
+            os.close(lock)
+
+    converted(gguf, cache, waiting=waiting)
+    assert len(looks) == 3
 
 
 def test_a_gguf_with_padding_that_ends_texts_loads_with_padding_of_its_own(tmp_path: Path) -> None:

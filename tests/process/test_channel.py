@@ -6,15 +6,16 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from tests.process.attempts import until
-from worker.channel import Channel
-from worker.contract.protocol import Checkpoint
-from worker.errors import Stopped
+from worker.channel import SIGN_EVERY, Channel
+from worker.contract.protocol import Checkpoint, Event, Finish, Termination
+from worker.errors import Stopped, WorkerFailure
 from worker.outbox import METRICS_A_REPORT, Outbox
 
 pytestmark = pytest.mark.quick
@@ -96,6 +97,42 @@ def test_only_rank_0_reports_and_every_rank_may_tell_events() -> None:
     assert [said["kind"] for said in line.heard()] == ["event"]
 
 
+def test_progress_within_a_step_is_told_and_not_at_every_call(line: Line) -> None:
+    for _ in range(1000):
+        line.channel.going_on()
+    assert [said["mark"] for said in line.heard()] == [True]
+    line.channel._signed -= SIGN_EVERY
+    line.channel.going_on()
+    assert len(line.heard()) == 1
+
+
+def test_work_without_steps_goes_on_for_as_long_as_the_process_computes(line: Line) -> None:
+    with line.channel.working(look_every=0.05):
+        deadline = time.monotonic() + 20
+        while not (said := line.heard()):
+            assert time.monotonic() < deadline
+            sum(range(100_000))
+    assert {message["mark"] for message in said} == {True}
+
+
+def test_a_process_that_hangs_in_the_midst_of_long_work_does_not_go_on(line: Line) -> None:
+    with line.channel.working(look_every=0.2):
+        threading.Event().wait(1.0)
+        # The first look may still see what came before.
+        assert len(line.heard()) <= 1
+
+
+def test_last_words_that_no_database_takes_are_made_such_that_it_does(line: Line) -> None:
+    line.channel.event("Odd", "a\x00b\ud800c")
+    line.channel.fail(WorkerFailure("d\x00e\ud83df"))
+    event, failure = line.heard()
+    assert event["event"]["message"] == "a\ufffdb\ufffdc"
+    finish = Finish(outcome="failed", reason="WorkerError", message=failure["message"])
+    assert finish.message == "d\ufffde\ufffdf"
+    said = b'{"outcome": "failed", "reason": "WorkerError", "message": "g\\u0000h", "exit_code": 1}'
+    assert Termination.model_validate_json(said).message == "g\ufffdh"
+
+
 def test_the_end_of_the_channel_ends_a_process_that_is_busy_elsewhere() -> None:
     program = (
         "import socket, sys, hashlib; from worker.channel import Channel\n"
@@ -151,6 +188,18 @@ def test_news_that_is_too_much_for_one_report_goes_into_several_in_order() -> No
     second = outbox.cut()
     assert not outbox.pending()
     assert [m.step for r in (first, second) for m in r.metrics] == list(range(1, METRICS_A_REPORT + 11))
+
+
+def test_a_report_of_long_events_stays_below_what_the_control_plane_takes() -> None:
+    outbox = Outbox()
+    for number in range(50):
+        event = Event(type="Long", message=chr(0x1F600 + number) * 8192, at=AT)
+        outbox.hear({"kind": "event", "at": 0, "event": event.model_dump(mode="json")})
+    cuts = []
+    while outbox.pending():
+        cuts.append(outbox.cut())
+    assert max(len(cut.model_dump_json().encode()) for cut in cuts) < 2**19
+    assert [event.message[0] for cut in cuts for event in cut.events] == [chr(0x1F600 + n) for n in range(50)]
 
 
 def test_progress_that_is_no_number_is_passed_over_and_its_points_are_not() -> None:

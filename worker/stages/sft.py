@@ -8,6 +8,7 @@ from worker.context import Context
 from worker.contract.protocol import Output
 from worker.contract.spec import SftStage
 from worker.dataset import read_dataset
+from worker.distributed import check_accelerator
 from worker.losses import token_loss_sum
 from worker.models import load
 from worker.training import train
@@ -17,6 +18,8 @@ def run(context: Context) -> list[Output]:
     """Fine-tunes the spec's model on its dialogues. Gives the outputs on rank 0. Raises WorkerFailure."""
     stage = context.order.spec.stage
     assert isinstance(stage, SftStage)
-    loaded = load(context.order.spec, context.order.inputs, context.store)
-    dataset = read_dataset(context.order, stage, loaded.tokenizer, split=False)
+    check_accelerator(context.order.spec)
+    with context.channel.working():
+        loaded = load(context.order.spec, context.order.inputs, context.store, waiting=context.channel.going_on)
+        dataset = read_dataset(context.order, stage, loaded.tokenizer, split=False)
     return train(context, loaded, dataset, token_loss_sum)
