@@ -20,7 +20,7 @@ class Dataset:
     split: bool
     """Whether samples may be cut where a packed row is full (raw text may, a dialogue may not)."""
     hash: str
-    """What `train` was made from; the same hash gives the same samples in the same order."""
+    """Of `train` as it is, every token and which of them are trained, and of the seed that orders it."""
 
 
 def read_dataset(
@@ -33,12 +33,19 @@ def read_dataset(
     source = order.inputs["stage.data.train"]
     train: Sequence[Sample] = load_samples(source, stage, tokenizer)
     rest: Sequence[Sample] = []
-    share = None
     if order.spec.evaluate is not None:
-        share = order.spec.evaluate.held_out
-        if share is not None:
-            train, rest = held_out(train, share, stage.seed)
+        if order.spec.evaluate.held_out is not None:
+            train, rest = held_out(train, order.spec.evaluate.held_out, stage.seed)
         else:
             rest = load_samples(order.inputs["evaluate.data"], stage, tokenizer)
-    digest = hashlib.sha256(f"{source.sha256} {share} {stage.seed}".encode()).hexdigest()
-    return Dataset(train, rest, split, digest)
+    return Dataset(train, rest, split, _hash_of(train, stage.seed))
+
+
+def _hash_of(samples: Sequence[Sample], seed: int) -> str:
+    """The file's own hash would not do: another tokenizer or template makes other samples of the same rows."""
+    digest = hashlib.sha256(f"{seed} {len(samples)}".encode())
+    for sample in samples:
+        digest.update(len(sample).to_bytes(8, "little"))
+        digest.update(sample.ids.tobytes())
+        digest.update(sample.trained.tobytes())
+    return digest.hexdigest()

@@ -50,6 +50,10 @@ class Circumstances:
     precision: str
     device: str
     threads: int
+    tokenizers: str = "unknown"
+    numpy: str = "unknown"
+    peft: str = "unknown"
+    operator: str = "unknown"
 
     @classmethod
     def now(cls, spec: JobSpec, world: int) -> "Circumstances":
@@ -63,6 +67,10 @@ class Circumstances:
             precision=spec.deepspeed.precision,
             device=_device_name(),
             threads=torch.get_num_threads(),
+            tokenizers=version("tokenizers"),
+            numpy=np.__version__,
+            peft=version("peft"),
+            operator=version("rlhf-operator"),
         )
 
     def differences(self, other: "Circumstances") -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine import jobs
+from tests.engine import cases, jobs
 from tests.engine.jobs import Ended, Job, Plan
 from tests.engine.pool import Pool
 
@@ -176,6 +176,13 @@ def test_other_circumstances_are_told(one: Pool, tmp_path: Path) -> None:
     ended = one.run(jobs.attempt, Job(tmp_path, made.spec, made.rows), 2)[0]
     assert ended.outcome == "InvalidSpec"
     assert "4 ranks" in ended.message
+
+
+def test_other_tokens_from_the_same_file_are_told(one: Pool, tmp_path: Path) -> None:
+    made = job(tmp_path, stage__steps=3, checkpoint={"every_steps": 1})
+    one.run(jobs.attempt, made, 1, Plan(kill_at=6))
+    ended = one.run(cases.attempt_with_another_tokenizer, made, 2)[0]
+    assert "the training data is not what it was" in ended.events["NotExact"]
 
 
 def _reseal(folder: Path) -> None:
