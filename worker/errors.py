@@ -60,6 +60,29 @@ class StoreFull(WorkerFailure):
     reason = "StoreFull"
 
 
+# torch's own errors, told by their names and words: a rank that needs no torch must not import it to find out. On hosts
+# its allocators raise a plain RuntimeError.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what it was raised from, says that memory did not suffice."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MemoryError) or type(seen).__name__ == "OutOfMemoryError":
+            return True
+        if isinstance(seen, RuntimeError) and any(words in str(seen) for words in _OUT_OF_MEMORY):
+            return True
+        seen = seen.__cause__
+    return False
+
+
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 

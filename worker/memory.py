@@ -7,19 +7,9 @@ import torch
 
 from worker.contract.spec import JobSpec, RehearseStage
 from worker.engine import Engine
-from worker.errors import OutOfMemory
+from worker.errors import OutOfMemory, is_out_of_memory
 from worker.packing import MicroBatch
 from worker.state import undisturbed
-
-# What torch's allocators say on hosts, where it is a plain RuntimeError.
-_HOST_WORDS = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _HOST_WORDS)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from worker.channel import Channel
 from worker.context import Context, store_path
 from worker.contract.order import Order
 from worker.contract.protocol import Exit, Output
-from worker.errors import OutOfMemory, Stopped, StoreFull, WorkerFailure, is_store_full
+from worker.errors import OutOfMemory, Stopped, StoreFull, WorkerFailure, is_out_of_memory, is_store_full
 
 # A stage's module has `run(context) -> list[Output]`. Modules are imported only when their stage is asked for.
 STAGES = {
@@ -28,8 +28,6 @@ STAGES = {
 }
 _TRACEBACK_LINES = 30
 _PR_SET_PDEATHSIG = 1
-# torch's own errors, told by their names: a rank that needs no torch must not import it to find out.
-_OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _LESS_MEMORY = (
     "set a smaller stage.micro_batch or stage.max_length, stage.gradient_checkpointing: true, a higher deepspeed.zero, "
     "or stage.lora"
@@ -92,22 +90,11 @@ def failure_of(error: BaseException) -> WorkerFailure:
         return error
     if is_store_full(error):
         return StoreFull(f"the store has no room left ({error}); free some, or lower checkpoint.keep")
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         first = (str(error).splitlines() or [""])[0]
         return OutOfMemory(f"{type(error).__name__}{': ' + first if first else ''}; {_LESS_MEMORY}")
     lines = "".join(traceback.format_exception(error)).splitlines()
     return WorkerFailure("\n".join([f"{type(error).__name__}: {error}", *lines[-_TRACEBACK_LINES:]]))
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, MemoryError) or type(seen).__name__ == "OutOfMemoryError":
-            return True
-        if isinstance(seen, RuntimeError) and any(text in str(seen) for text in _OUT_OF_MEMORY_TEXTS):
-            return True
-        seen = seen.__cause__
-    return False
 
 
 def _die_with_launcher() -> None:

@@ -29,6 +29,7 @@ def test_a_failure_with_a_name_stays_what_it_is() -> None:
         MemoryError(),
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: 8 bytes"),
         RuntimeError("CUDA error: out of memory"),
+        RuntimeError("unable to mmap 8 bytes: Cannot allocate memory (12)"),
         type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2.00 GiB"),
     ],
 )
