@@ -28,6 +28,8 @@ from transformers.utils import logging
 from worker.dialogue import turn_end
 from worker.gguf import converted, gguf_in
 
+# Control characters but tabs and newlines: a terminal obeys them, and a model may have learnt any of them.
+_CONTROL = {code: None for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\t\n"}
 HELP = "/reset begins anew, /quit ends, Ctrl-C stops an answer"
 
 
@@ -225,6 +227,11 @@ def _converse(dialogue: Dialogue, *, as_json: bool) -> None:
                 _answer(dialogue, question, as_json=as_json)
 
 
+def plain(text: str) -> str:
+    """A model's words without what a terminal would obey: it neither moves the cursor nor writes the clipboard."""
+    return text.translate(_CONTROL)
+
+
 def _answer(dialogue: Dialogue, question: str, *, as_json: bool) -> None:
     """Prints one answer as it comes; Ctrl-C ends it."""
     pieces = dialogue.ask(question)
@@ -233,7 +240,7 @@ def _answer(dialogue: Dialogue, question: str, *, as_json: bool) -> None:
         for piece in pieces:
             said.append(piece)
             if not as_json:
-                print(piece, end="", flush=True)
+                print(plain(piece) if sys.stdout.isatty() else piece, end="", flush=True)
     except KeyboardInterrupt:
         pieces.close()  # type: ignore[attr-defined]
     if as_json:

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from worker.chat import Dialogue, Manner, Speaker, answers, speaker
+from worker.chat import Dialogue, Manner, Speaker, _answer, answers, speaker
+from worker.models import Loaded
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +69,14 @@ def test_what_is_no_model_is_said_in_a_sentence(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "cannot be talked to: it is not a model's folder" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_a_terminal_would_obey_is_left_out_of_an_answer(
+    tiny: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = tiny()
+    dialogue = Dialogue(Speaker(loaded.model, loaded.tokenizer, []), Manner())
+    monkeypatch.setattr(dialogue, "ask", lambda question: iter(["a\x1b", "]52;c;eA==\x07\tb\x9b2J\n", "\rc"]))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    _answer(dialogue, "hi", as_json=False)
+    assert capsys.readouterr().out == "a]52;c;eA==\tb2J\nc\n"
