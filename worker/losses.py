@@ -33,11 +33,6 @@ def token_loss_sum(model: nn.Module, batch: MicroBatch) -> Tensor:
     return nats
 
 
-def all_logits(model: nn.Module, batch: MicroBatch) -> Tensor:
-    """The logits of every position: [rows, time, vocabulary]."""
-    return _forward(model, batch)
-
-
 def _forward(model: nn.Module, batch: MicroBatch, **more: Any) -> Tensor:
     logits: Tensor = model(
         input_ids=batch.input_ids,

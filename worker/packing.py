@@ -1,7 +1,7 @@
 """Which samples an update sees, in which rows, and the tensors of its micro-batches.
 
-All of it is a pure function of (samples, seed, epoch), so that a position (epoch, update, micro-step) is all that a
-resumed run needs, and the union of an update's rows is the same for any number of ranks and any accumulation.
+All of it is a pure function of (samples, seed, epoch), so that a position (epoch, update) is all that a resumed run
+needs, and the union of an update's rows is the same for any number of ranks and any accumulation.
 
 Samples in one row must not see each other. Position ids restart at 0 with every sample, and no attention mask is
 given: transformers then finds the borders in the position ids and attends within them alone. With an all-ones mask, or

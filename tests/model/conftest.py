@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from worker.contract.check import parse_spec
@@ -14,6 +15,7 @@ from worker.contract.order import Input
 from worker.contract.spec import JobSpec
 from worker.gguf import converted
 from worker.models import Loaded, load
+from worker.packing import MicroBatch
 
 LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 LLAMA |= {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
@@ -27,6 +29,17 @@ def spec_of(model: Any, **fields: Any) -> JobSpec:
     precision = fields.pop("precision", "fp32")
     stage = {"type": "sft", "model": model, "data": "files/x", "max_length": 64} | fields
     return parse_spec({"stage": stage, "deepspeed": {"precision": precision}})
+
+
+def all_logits(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """The logits of every position: [rows, time, vocabulary]."""
+    logits: Tensor = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+    ).logits
+    return logits
 
 
 def input_at(path: Path) -> Input:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tests.model.conftest import GPT2, LLAMA, QWEN2, spec_of
+from tests.model.conftest import GPT2, LLAMA, QWEN2, all_logits, spec_of
 from worker.data import Sample, sample
 from worker.errors import BadSpec
-from worker.losses import all_logits
 from worker.models import Loaded, load
 from worker.packing import MicroBatch, collate
 

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from tests.model.conftest import GEMMA2, GPT2, LLAMA, QWEN2
+from tests.model.conftest import GEMMA2, GPT2, LLAMA, QWEN2, all_logits
 from tests.model.test_masks import STAGE, dialogue
 from worker import losses
 from worker.data import Sample, encode, sample
-from worker.losses import all_logits, token_loss_sum
+from worker.losses import token_loss_sum
 from worker.models import Loaded
 from worker.packing import MicroBatch, collate, updates
 

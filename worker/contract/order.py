@@ -35,7 +35,6 @@ class Order(BaseModel):
     token_file: str
     termination_file: str = Field(description="where the launcher writes its Termination, last of all")
     log_folder: str = Field(description="`rank-N.log` are written here")
-    lock_fd: int | None = Field(default=None, description="an inherited lock that every process of the attempt holds")
 
     @property
     def job_folder(self) -> str:
