@@ -1,7 +1,8 @@
-"""Folders that are whole or not there: checkpoints and outputs are sealed with their hashes, found and swept.
+"""Folders that are whole or not there: checkpoints and outputs are sealed with their hashes, and found.
 
 A folder is written under a temporary name, hashed into its manifest, flushed, renamed, and its parent flushed. So a
-crash at any moment leaves either the whole folder or a temporary one that nobody reads.
+crash at any moment leaves either the whole folder or a temporary one that nobody reads, and that the operator
+removes once the attempt is dead.
 """
 
 import os
@@ -94,17 +95,6 @@ def newest_whole(job_folder: Path, before_attempt: int | None = None) -> tuple[F
         except (Damaged, OSError) as error:
             damaged.append(f"the checkpoint of step {step} (attempt {attempt}) is passed over: {error}")
     return None, damaged
-
-
-def sweep(attempt_folder: Path) -> list[Path]:
-    """Removes what unfinished writes left in an attempt's folder, and gives their paths. Sealed folders stay."""
-    left = [path for path in attempt_folder.rglob(f"{TEMPORARY}*") if path.exists()]
-    for path in left:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-    return left
 
 
 def _candidates(job_folder: Path, before_attempt: int | None) -> list[tuple[int, int, Path]]:

@@ -87,7 +87,6 @@ def _agree_on_one(context: Context, ranks: Ranks) -> Path | None:
     """The folder of the newest whole checkpoint. Rank 0 reads and hashes, the others take its word."""
     step = attempt = -1
     if context.rank == 0:
-        checkpoint.sweep(context.folder)
         found, damaged = checkpoint.newest_whole(context.job_folder, before_attempt=context.order.attempt)
         for sentence in damaged:
             context.channel.event("CheckpointDamaged", sentence, level="warning")

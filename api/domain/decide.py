@@ -127,8 +127,11 @@ def decide(
             return _running(job, job.attempt, seen, now, up_since=up_since, rules=rules)
         case Phase.FAILED if job.retry_requested and not job.deleted:
             return _tidy(job) or [Move(Phase.QUEUED, message="its owner asked to try again", fresh=True)]
+    if job.phase in FINAL and job.deleted:
+        return _tidy(job) or [Purge()]
     if job.phase in FINAL:
-        return _tidy(job) or ([Purge()] if job.deleted else _prune(job))
+        # Pruned first: once it is tidy, nobody looks at a final job any more.
+        return [*_prune(job), *_tidy(job)]
     return []
 
 

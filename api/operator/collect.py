@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
+from sqlalchemy.exc import DataError, DBAPIError, StatementError
 
 from api.domain.decide import Collected, Note
 from api.domain.job import Attempt, Job
@@ -13,12 +15,12 @@ from api.domain.observation import Observation
 from api.folder import Store
 from api.operator.cluster import Cluster, LogEnd
 from api.operator.folder import write
-from api.store import reports
+from api.store import operations_checkpoints, reports
 from api.store.database import Database
 from api.store.operations_leader import Lease, require
 from worker.contract import manifest
 from worker.contract.manifest import Damaged
-from worker.contract.protocol import Output, Report
+from worker.contract.protocol import Checkpoint, Output, Report
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ async def collect(
         # A full disk, perhaps: the outcome is worth more than the log.
         notes.append(Note("LogsLost", f"its logs could not be kept: {error.strerror}"))
     notes += await _take_in(job, attempt, seen, database=database, lease=lease, store=store)
+    await _record_checkpoints(job, attempt, database=database, lease=lease, store=store)
     words = seen.termination or attempt.termination
     spoilt = None
     if seen.exit_code == 0 and words is not None:
@@ -91,6 +94,11 @@ async def _take_in(
         except (reports.AttemptOver, reports.JobGone, reports.Misplaced) as error:
             log.warning("a left-over report of %s was refused: %s", attempt.object_name, error)
             refused += 1
+        except StatementError as error:
+            if not _never_stored(error):
+                raise
+            log.warning("a left-over report of %s cannot be stored: %s", attempt.object_name, error.orig)
+            refused += 1
     words = seen.termination or attempt.termination
     lost = max(0, (words.undelivered if words else 0) - len(paths))
     return [
@@ -102,6 +110,42 @@ async def _take_in(
         )
         if count
     ]
+
+
+def _never_stored(error: StatementError) -> bool:
+    """Whether it is the values' fault, and not that of a database which is away, full or busy: trying again is vain."""
+    # Class 22 is "data exception": PostgreSQL's answer to a NUL in a text, for one.
+    state = str(getattr(error.orig, "sqlstate", None) or "")
+    return not isinstance(error, DBAPIError) or isinstance(error, DataError) or state.startswith("22")
+
+
+async def _record_checkpoints(job: Job, attempt: Attempt, *, database: Database, lease: Lease, store: Path) -> None:
+    """Records the whole checkpoints that the worker was killed too early to tell of."""
+    async with database.reading() as session:
+        known = await operations_checkpoints.steps(session, job.id, attempt.number)
+    found = await asyncio.to_thread(_untold, store, job.id, attempt.number, known)
+    if found:
+        async with database.transaction() as session:
+            await operations_checkpoints.record(session, lease, job.id, attempt.number, found)
+
+
+def _untold(store: Path, job_id: str, attempt: int, known: set[int]) -> list[Checkpoint]:
+    found = []
+    for path in (store / "jobs" / job_id / f"a{attempt}" / "checkpoints").glob("step-*"):
+        number = path.name.removeprefix("step-")
+        if not number.isdecimal() or int(number) in known:
+            continue
+        try:
+            whole = manifest.verify(path)
+        except (Damaged, OSError) as error:
+            log.warning("a checkpoint that nobody told of is not whole: %s", error)
+            continue
+        saved_at = datetime.fromtimestamp((path / manifest.MANIFEST).stat().st_mtime, UTC)
+        where = path.relative_to(store).as_posix()
+        found.append(
+            Checkpoint(step=int(number), path=where, bytes=whole.total_bytes, sha256=whole.sha256, at=saved_at)
+        )
+    return found
 
 
 def _keep_logs(store: Store, job: str, attempt: int, logs: dict[int, LogEnd]) -> None:
@@ -120,6 +164,15 @@ def remove_folder(path: Path) -> None:
     except FileNotFoundError:
         return
     shutil.rmtree(gone)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what writes that were cut short left in an attempt's folder. Only once the attempt is dead."""
+    for path in list(folder.rglob(".tmp-*")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def remove_job(store: Path, job_id: str, kept: list[str]) -> None:

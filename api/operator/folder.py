@@ -50,6 +50,11 @@ def tail(path: Path, size: int) -> LogEnd:
         return LogEnd(0, b"")
 
 
+def storable(text: str) -> str:
+    """The text with U+FFFD for a NUL, which PostgreSQL refuses; decoding has replaced all else that does not fit."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
 @dataclass(frozen=True, slots=True)
 class Folder:
     """One attempt's folder. All calls block, briefly."""
@@ -150,7 +155,7 @@ class Folder:
             return self._over()
         if pid is None:
             return Observation(exists=False)
-        words = tail(self.launcher_log, _WORDS_TAIL).content.decode(errors="replace").strip()
+        words = self.last_words()
         message = "its launcher was killed" + (f"; its last words: {words}" if words else "")
         return Observation(exists=True, reason=Reason.KILLED, message=message, uid=self.uid())
 
@@ -166,10 +171,15 @@ class Folder:
                 uid=self.uid(),
                 ended_at=ended,
             )
+        words = words.model_copy(update={"message": storable(words.message)})
         return Observation(
             exists=True, exit_code=words.exit_code, termination=words, message=words.message, uid=self.uid(),
             ended_at=ended,
         )  # fmt: skip
+
+    def last_words(self) -> str:
+        """The end of what the launcher itself printed."""
+        return storable(tail(self.launcher_log, _WORDS_TAIL).content.decode(errors="replace")).strip()
 
     def stop(self, grace: float) -> None:
         """SIGTERM to the launcher at the first call; SIGKILL to all of the attempt once `grace` seconds are over.

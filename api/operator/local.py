@@ -18,7 +18,7 @@ from api.domain.job import Reason
 from api.domain.observation import Observation
 from api.operator.cluster import CannotStart, ClusterError, LogEnd
 from api.operator.environment import environment
-from api.operator.folder import Folder, tail, write
+from api.operator.folder import Folder, write
 from worker.contract.order import Input, Order
 from worker.contract.spec import JobSpec
 
@@ -136,8 +136,8 @@ class LocalCluster:
         path = folder.path / "spawns"
         spawns = int(path.read_text()) if path.exists() else 0
         if spawns >= _SPAWNS:
-            words = tail(folder.launcher_log, 2000).content.decode(errors="replace").strip()
-            raise CannotStart(Reason.WORKER_ERROR, f"the launcher died {spawns} times before it began: {words}")
+            said = f"the launcher died {spawns} times before it began: {folder.last_words()}"
+            raise CannotStart(Reason.WORKER_ERROR, said)
         write(path, str(spawns + 1).encode())
 
     def _spawn(self, folder: Folder, lock: int) -> None:

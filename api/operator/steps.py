@@ -26,7 +26,7 @@ from api.domain.decide import (
 from api.domain.job import Attempt, Job, Reason
 from api.domain.observation import Observation
 from api.operator.cluster import CannotStart, Cluster, ClusterError
-from api.operator.collect import collect, remove_folder, remove_job, spool_folder
+from api.operator.collect import collect, remove_folder, remove_job, remove_unfinished, spool_folder
 from api.operator.leader import Leader
 from api.store import operations, operations_checkpoints, operations_load
 from api.store.database import Database, utcnow
@@ -190,7 +190,9 @@ class Steps:
     async def _clean_up(self, job: Job, attempt: Attempt) -> None:
         async with self._call():
             await self._cluster.remove(attempt.object_name)
-        await asyncio.to_thread(remove_folder, spool_folder(self._store, job.id, attempt.number))
+        spool = spool_folder(self._store, job.id, attempt.number)
+        await asyncio.to_thread(remove_folder, spool)
+        await asyncio.to_thread(remove_unfinished, spool.parent)
         async with self._database.transaction() as session:
             await operations.mark_cleaned(session, self._lease, job)
 

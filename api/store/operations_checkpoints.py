@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.store.operations_leader import Lease, require
 from api.store.tables import AttemptRow, CheckpointRow, JobRow, ModelRow
+from worker.contract.protocol import Checkpoint
 
 
 async def prunable(session: AsyncSession, job_id: str, keep: int) -> list[tuple[int, int, str]]:
@@ -49,6 +50,22 @@ async def mark_pruned(
             .where(CheckpointRow.job_id == job_id, CheckpointRow.attempt == attempt, CheckpointRow.step == step)
             .values(pruned_at=now)
         )
+
+
+async def steps(session: AsyncSession, job_id: str, attempt: int) -> set[int]:
+    """The steps of the attempt's checkpoints that are recorded, pruned ones too."""
+    query = select(CheckpointRow.step).where(CheckpointRow.job_id == job_id, CheckpointRow.attempt == attempt)
+    return set((await session.scalars(query)).all())
+
+
+async def record(session: AsyncSession, lease: Lease, job_id: str, attempt: int, found: list[Checkpoint]) -> None:
+    """Records checkpoints that no report told of; a job that is gone has none. Raises NotLeader."""
+    await require(session, lease)
+    if await session.scalar(select(JobRow.id).where(JobRow.id == job_id).with_for_update()) is None:
+        return
+    session.add_all(
+        CheckpointRow(job_id=job_id, attempt=attempt, pruned_at=None, **checkpoint.model_dump()) for checkpoint in found
+    )
 
 
 async def kept_outputs(session: AsyncSession, job_id: str) -> list[str]:

@@ -176,6 +176,10 @@ def test_checkpoints_beyond_keep_are_pruned() -> None:
     assert actions(job(live_checkpoints=2)) == []
 
 
+def test_a_final_job_is_pruned_before_it_is_tidied_after_which_nobody_looks_at_it() -> None:
+    assert actions(job(Phase.SUCCEEDED, attempt=attempt(), live_checkpoints=3), None) == [Prune(), CleanUp()]
+
+
 # finishing
 
 

@@ -153,6 +153,52 @@ async def test_left_over_reports_are_taken_in_and_damaged_ones_are_said_to_be_lo
     assert lost.message.startswith("1 of its reports could not be read")
 
 
+async def test_words_that_no_database_takes_hold_no_job_up(plane: Plane) -> None:
+    job = await plane.post(**wishes(seconds=600), retry={"max_attempts": 1})
+    await plane.runs(job)
+    spool = plane.store / "jobs" / job / "a1" / "spool"
+    spool.mkdir(parents=True)
+    # Before the first year there is no time that a database keeps.
+    for seq, message, at in ((2, "a \0 NUL", NOW), (3, "too early", "0001-01-01T00:00:00+23:59"), (4, "fine", NOW)):
+        event = {"type": "Said", "message": message, "at": at}
+        (spool / f"{seq:012d}.json").write_text(json.dumps({"seq": seq, "activity": "training", "events": [event]}))
+    words = {"outcome": "failed", "reason": "Said", "exit_code": 3, "message": "torn \0 words"}
+    end(plane, job, [], words)
+    row = await plane.reaches(job, Phase.FAILED)
+    assert (row.reason, row.message) == (Reason.INVALID_DATA, "torn \N{REPLACEMENT CHARACTER} words")
+    events = {event.type: event.message for event in await plane.events(job)}
+    assert events["Said"] == "fine"
+    assert "\0" not in "".join(events.values())
+    assert "were refused, and are lost" in events["ReportsLost"]
+
+
+async def test_a_checkpoint_that_was_sealed_but_not_told_of_counts(plane: Plane) -> None:
+    job = await plane.post(**wishes(seconds=600), checkpoint={"keep": 2})
+    await plane.runs(job)
+    for step in (1, 2, 3):
+        saved(plane, job, "checkpoints", f"step-{step:09d}")
+    (plane.store / saved(plane, job, "checkpoints", "step-000000009")["path"] / "weights").write_text("torn")
+    os.kill(int((plane.data / "attempts" / f"{job}-a1" / "lock").read_text()), signal.SIGKILL)
+    row = await plane.reaches(job, Phase.STARTING, attempt=2)
+    assert row.fruitless == 0
+    async with plane.database.reading() as session:
+        query = select(CheckpointRow.step, CheckpointRow.pruned_at).where(CheckpointRow.job_id == job)
+        recorded = {step: gone is None for step, gone in await session.execute(query)}
+    assert (recorded.keys(), recorded[3]) == ({1, 2, 3}, True)
+
+
+async def test_half_a_checkpoint_of_a_killed_attempt_is_removed(plane: Plane) -> None:
+    job = await plane.post(**wishes(seconds=600))
+    await plane.runs(job)
+    folder = plane.store / saved(plane, job, "checkpoints", "step-000000001")["path"]
+    half = folder.with_name(".tmp-step-000000002")
+    half.mkdir()
+    (half / "weights").write_text("ha")
+    os.kill(int((plane.data / "attempts" / f"{job}-a1" / "lock").read_text()), signal.SIGKILL)
+    await plane.reaches(job, Phase.STARTING, attempt=2)
+    assert (half.exists(), folder.exists()) == (False, True)
+
+
 def saved(plane: Plane, job: str, kind: str, name: str, attempt: int = 1) -> dict[str, Any]:
     """A sealed folder in the attempt's own, and what a report says of it."""
     path = f"jobs/{job}/a{attempt}/{kind}/{name}"
@@ -203,10 +249,10 @@ async def test_outputs_that_are_damaged_or_lie_elsewhere_make_no_success(plane: 
         assert (await session.scalars(select(ModelRow))).all() == []
 
 
-def end(plane: Plane, job: str, outputs: list[dict[str, Any]]) -> None:
-    """Ends the small launcher as one that succeeded with these outputs."""
+def end(plane: Plane, job: str, outputs: list[dict[str, Any]], said: dict[str, Any] | None = None) -> None:
+    """Ends the small launcher as one that succeeded with these outputs, or with the words given."""
     folder = plane.data / "attempts" / f"{job}-a1"
-    words = {"outcome": "succeeded", "reason": "Finished", "exit_code": 0, "step": 3, "outputs": outputs}
+    words = said or {"outcome": "succeeded", "reason": "Finished", "exit_code": 0, "step": 3, "outputs": outputs}
     (folder / "exit.json").write_text(json.dumps(words))
     os.kill(int((folder / "lock").read_text()), signal.SIGKILL)
 

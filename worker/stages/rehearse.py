@@ -87,7 +87,6 @@ def _resume(context: Context) -> Walk | None:
     """The walk of the newest whole checkpoint of older attempts; None: there is none."""
     path: str | None = None
     if context.rank == 0:
-        checkpoint.sweep(context.folder)
         found, damaged = checkpoint.newest_whole(context.job_folder, context.order.attempt)
         for sentence in damaged:
             context.channel.event("CheckpointDamaged", sentence, level="warning")
