@@ -5,6 +5,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from client.problems import Problem
 from client.records import File
@@ -22,13 +23,13 @@ class Files:
     def upload(self, path: Path, *, purpose: str = "fine-tune", key: str | None = None) -> File:
         """Sends a JSONL file. Raises Problem (the first wrong line is named), OSError."""
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
-        answer = self._transport.call(
-            "POST",
-            "/v1/files",
-            data={"purpose": purpose},
-            files=lambda: {"file": (path.name, path.open("rb"), "application/jsonl")},
-            headers=headers,
-        )
+        with path.open("rb") as rows:
+
+            def fresh() -> dict[str, Any]:
+                rows.seek(0)
+                return {"file": (path.name, rows, "application/jsonl")}
+
+            answer = self._transport.call("POST", "/v1/files", data={"purpose": purpose}, files=fresh, headers=headers)
         return File.model_validate(answer.json())
 
     def all(self, *, limit: int | None = None) -> Iterator[File]:

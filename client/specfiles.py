@@ -15,6 +15,19 @@ class BadFile(ApiError):
     """A spec file that cannot be read, with the place where it breaks."""
 
 
+class _Twice(Exception):
+    """A key that an object has twice: one of the two values would be dropped in silence."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise _Twice(f"`{key}` is given twice")
+        made[key] = value
+    return made
+
+
 class _Loader(yaml.SafeLoader):
     """YAML as 1.2 has it: `1e-4` is a number, `no` and `12:30` are texts; and a key given twice is refused."""
 
@@ -55,13 +68,15 @@ def parse(text: str, where: str) -> Any:
     try:
         if text.lstrip().startswith("{"):
             try:
-                return json.loads(text)
+                return json.loads(text, object_pairs_hook=_once)
             except ValueError:
                 pass  # a flow mapping of YAML, perhaps; its reader has the better words
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise BadFile(f"{where}{line}: {error.problem}") from None
+    except _Twice as error:
+        raise BadFile(f"{where}: {error}") from None
     except yaml.YAMLError as error:
         raise BadFile(f"{where}: {error}") from None
 

@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from pydantic import BaseModel
+from rich import markup
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from client.problems import ApiError, Problem, Unreachable
+from client.records import Attempt, Job
 from worker.contract.check import InvalidSpec
 
 # A pipe has no width: what goes into it is not cut to one.
@@ -34,6 +35,10 @@ _PHASE_STYLES = {
     "failed": "red",
     "cancelled": "magenta",
 }
+# What a terminal obeys: it moves the cursor, renames the window, writes the clipboard. (0x9b is ESC [ in one.)
+_CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+# JSON escapes the lower ones itself.
+_ESCAPED = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 LEVEL_STYLES = {"info": "", "warning": "yellow", "error": "red"}
 
 
@@ -44,15 +49,32 @@ def print_json(value: Any) -> None:
 
 def as_json(value: Any, indent: int | None = None) -> str:
     """A record, or a list of them, as JSON."""
-    return json.dumps(_plain(value), indent=indent, ensure_ascii=False)
+    return json.dumps(_document(value), indent=indent, ensure_ascii=False).translate(_ESCAPED)
 
 
-def _plain(value: Any) -> Any:
+def _document(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [_document(v) for v in value]
     return value
+
+
+def plain(text: str) -> str:
+    """Another's words without the control characters that a terminal would obey; newlines and tabs stay."""
+    return text.translate(_CONTROLS)
+
+
+def escape(text: str) -> str:
+    """Another's words as markup that shows them as they are, and does nothing else."""
+    return markup.escape(plain(text))
+
+
+def progress_of(job: Job | Attempt) -> str:
+    """`63/120`, as far as it is known."""
+    if job.progress is None:
+        return ""
+    return f"{job.progress.step}/{job.progress.steps}" if job.progress.steps else str(job.progress.step)
 
 
 def phase(name: str) -> str:

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from client.commands.options import AsJson, Server
-from client.terminal import age, out, pairs, print_json, say, size, table
+from client.records import File
+from client.terminal import age, escape, out, pairs, plain, print_json, say, size, table
 
 app = typer.Typer(no_args_is_help=True, help="Data files.")
 FileId = Annotated[str, typer.Argument(metavar="FILE", help="A file's id.")]
@@ -72,9 +72,8 @@ def download(
 ) -> None:
     """Fetch a file's rows."""
     found = server.files.get(_bare(file))
-    # The name came from whoever sent the file: only its last part may name a place here.
-    place = to or Path(Path(found.filename).name)
-    out.print(str(server.files.download(found.id, place)), markup=False)
+    place = to or own_place(found)
+    out.print(escape(str(server.files.download(found.id, place))))
 
 
 @app.command()
@@ -82,6 +81,15 @@ def delete(server: Server, file: FileId) -> None:
     """Remove a file."""
     server.files.delete(_bare(file))
     say(f"[green]✓[/] {escape(_bare(file))} is removed.")
+
+
+def own_place(file: File) -> Path:
+    """A new file here, of the file's own name. Raises FileExistsError."""
+    # Whoever sent the file chose the name: it may name no other folder, no hidden file, and nothing that is there.
+    place = Path(plain(Path(file.filename).name).lstrip(".") or f"{file.id}.jsonl")
+    if place.exists() or place.is_symlink():
+        raise FileExistsError(f"{place} is there already; name another place, or this one, with --to")
+    return place
 
 
 def _bare(file: str) -> str:

@@ -3,21 +3,27 @@
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from client.commands.options import AsJson, JobName, JobOrNewest, Server, job_or_newest
-from client.records import Attempt, Job
+from client.records import Job
 from client.specfiles import change
-from client.terminal import age, clock, duration, out, pairs, phase, print_json, say, size, table, why
+from client.terminal import (
+    age,
+    clock,
+    duration,
+    escape,
+    out,
+    pairs,
+    phase,
+    print_json,
+    progress_of,
+    say,
+    size,
+    table,
+    why,
+)
 
 app = typer.Typer()
-
-
-def progress_of(job: Job | Attempt) -> str:
-    """`63/120`, as far as it is known."""
-    if job.progress is None:
-        return ""
-    return f"{job.progress.step}/{job.progress.steps}" if job.progress.steps else str(job.progress.step)
 
 
 @app.command("list")

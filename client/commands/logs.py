@@ -1,14 +1,14 @@
 """What a job wrote: its ranks' logs, and its events."""
 
+import sys
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from client.commands.options import AsJson, JobOrNewest, Server, job_or_newest
 from client.commands.picture import event_line
 from client.records import LogLine
-from client.terminal import as_json, out, print_json, say
+from client.terminal import as_json, escape, out, plain, print_json, say
 
 app = typer.Typer()
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job is over.")]
@@ -45,10 +45,11 @@ def logs(
 
 
 def _show(line: LogLine, several: bool) -> None:
-    # A log is printed as it is: no markup, no wrapping, no colours of ours.
+    # A log is printed as it is: no markup, no wrapping, no colours of ours. Only a terminal must not obey it.
+    terminal = sys.stdout.isatty()
     prefix = f"[{line.rank}] " if several else ""
     for text in line.text.splitlines() or [""]:
-        print(prefix + text, flush=True)
+        print(prefix + (plain(text) if terminal else text), flush=True)
 
 
 @app.command()

@@ -4,11 +4,10 @@ from typing import Annotated
 
 import plotext
 import typer
-from rich.markup import escape
 
 from client.commands.options import AsJson, JobOrNewest, Server, job_or_newest
 from client.records import Point
-from client.terminal import out, print_json, say, table
+from client.terminal import escape, out, plain, print_json, say, table
 from worker.contract.metrics import METRICS
 
 app = typer.Typer()
@@ -38,16 +37,16 @@ def metrics(
     for point in points:
         curves.setdefault(point.name, []).append(point)
     if not curves:
-        say(f"[dim]{escape(found.name)} has no {name or 'metrics'} yet.[/]")
+        say(f"[dim]{escape(found.name)} has no {escape(name or 'metrics')} yet.[/]")
         return
     drawn = name or ("train/loss" if "train/loss" in curves else next(iter(curves)))
-    out.print(plot(drawn, curves[drawn], min(out.width, 100), height), markup=False, soft_wrap=True)
+    out.print(plot(plain(drawn), curves[drawn], min(out.width, 100), height), markup=False, soft_wrap=True)
     if name is None:
         table(
             {"curve": "left", "points": "right", "first": "right", "last": "right", "": "cut"},
             (
                 (
-                    curve,
+                    escape(curve),
                     str(len(line)),
                     f"{line[0].value:.5g}",
                     f"{line[-1].value:.5g}",

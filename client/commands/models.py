@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.progress import Progress
 
 from client.api import Client
 from client.commands.options import AsJson, Server
 from client.problems import ApiError
 from client.records import Model
-from client.terminal import age, err, out, pairs, print_json, replace_process, say, size, table
+from client.terminal import age, err, escape, out, pairs, print_json, replace_process, say, size, table
 from worker.contract import manifest
 
 app = typer.Typer(no_args_is_help=True, help="Models that jobs handed over.")

@@ -4,14 +4,13 @@ import time
 from itertools import pairwise
 
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.rule import Rule
 from rich.text import Text
 
 from client.commands.followed import Followed
-from client.records import Event, Job
-from client.terminal import LEVEL_STYLES, clock, phase, why
+from client.records import Event
+from client.terminal import LEVEL_STYLES, clock, escape, phase, progress_of, why
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -46,7 +45,7 @@ class Picture:
             total=job.progress.steps if job.progress else None,
             completed=step,
             phase=phase(job.phase),
-            steps=steps(job),
+            steps=progress_of(job),
         )
         title = f"[bold]{escape(job.name)}[/] [dim]{job.id} · {job.stage} · attempt {job.attempt}[/]"
         lines = [Text.from_markup(_state(followed)), *([Text("")] if followed.events else [])]
@@ -64,23 +63,16 @@ def _state(followed: Followed) -> str:
             "The job goes on without it.[/]"
         )
     job = followed.job
-    doing = f"[blue]{job.activity}   [/]" if job.activity and job.phase == "running" else ""
+    doing = f"[blue]{escape(job.activity)}   [/]" if job.activity and job.phase == "running" else ""
     reason = f"[dim]{why(job.reason, job.message)}[/]" if job.reason and job.phase != "succeeded" else ""
     said = "   ".join(part for part in (numbers(followed, graph=True), reason) if part)
     return (doing + said) or "[dim]waiting[/]"
 
 
-def steps(job: Job) -> str:
-    """`63/120`, as far as it is known."""
-    if job.progress is None:
-        return ""
-    return f"{job.progress.step}/{job.progress.steps}" if job.progress.steps else str(job.progress.step)
-
-
 def numbers(followed: Followed, graph: bool = False) -> str:
     """Loss, speed and tokens, as far as they are known."""
     job = followed.job
-    parts = [] if graph else [f"step {steps(job)}"]
+    parts = [] if graph else [f"step {progress_of(job)}"]
     if followed.losses:
         line = f" {sparkline([p.value for p in followed.losses], 24)}" if graph else ""
         parts.append(f"loss {followed.losses[-1].value:.3f}{line}")

@@ -3,12 +3,11 @@
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from client.commands.options import AsJson, Server
 from client.commands.watch import left_running, watch_job
 from client.specfiles import change, read
-from client.terminal import out, print_json, say
+from client.terminal import escape, out, print_json, say
 from worker.contract.check import parse_spec
 
 app = typer.Typer()

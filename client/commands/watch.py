@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import typer
 from rich.live import Live
-from rich.markup import escape
 
 from client.api import Client
 from client.commands.followed import Followed
@@ -22,6 +21,7 @@ from client.terminal import (
     age,
     as_json,
     err,
+    escape,
     out,
     phase,
     say,

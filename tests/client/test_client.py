@@ -3,6 +3,7 @@
 import socket
 import threading
 from pathlib import Path
+from typing import IO
 
 import httpx
 import pytest
@@ -192,6 +193,16 @@ def test_a_file_comes_back_as_it_went(client: Client, tmp_path: Path) -> None:
     with pytest.raises(Problem):
         client.files.download(file.id, tmp_path / "gone.jsonl")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back.jsonl", "rows.jsonl"]
+
+
+def test_an_upload_leaves_nothing_open(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "open.jsonl"
+    path.write_text('{"text": "a row"}\n')
+    opened: list[IO[bytes]] = []
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, mode: opened.append(real(self, mode)) or opened[-1])
+    client.files.upload(path)
+    assert [file.closed for file in opened] == [True]
 
 
 def test_a_broken_line_is_named_and_nothing_is_kept(client: Client, tmp_path: Path) -> None:

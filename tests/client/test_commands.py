@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from client import Client
+from client.commands.files import own_place
+from client.records import File
 from tests.client.conftest import RLHF, ROOT, Shell, rehearsal
 from tests.e2e.plane import ControlPlane, control_plane, free_port, wait_until
 
@@ -181,6 +183,40 @@ def test_files_go_up_are_listed_and_come_back(rlhf: Shell, tmp_path: Path) -> No
     assert refused.code == 2
     assert "line 2" in refused.err
     assert rlhf("files", "delete", up["id"]).code == 0
+
+
+@pytest.mark.quick
+def test_a_download_never_takes_another_s_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def place(name: str) -> str:
+        file = {"id": "file-1", "filename": name, "purpose": "train", "bytes": 1, "rows": 1, "sha256": "0" * 64}
+        made = File.model_validate({**file, "kind": "text", "created_at": "2026-01-01T00:00:00Z"})
+        return str(own_place(made))
+
+    assert place("rows.jsonl") == "rows.jsonl"
+    assert place("/etc/rows.jsonl") == "rows.jsonl"
+    assert place("..") == "file-1.jsonl"
+    assert place(".bashrc") == "bashrc"
+    (tmp_path / "rows.jsonl").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"rows\.jsonl is there already.*--to"):
+        place("rows.jsonl")
+
+
+def test_a_terminal_obeys_nothing_that_a_log_holds(plane: ControlPlane, client: Client) -> None:
+    job = client.jobs.create(rehearsal("hostile", steps=1))
+    client.jobs.wait(job.id, timeout=60)
+    (log,) = plane.data.glob(f"**/{job.id}*/**/rank-0.log")
+    log.write_bytes(b"before\x1b]0;owned\x07after\n")
+    near, far = pty.openpty()
+    subprocess.run([RLHF, "logs", job.id], stdout=far, env=Shell(plane.url).environment(), timeout=60, check=True)
+    os.close(far)
+    said = os.read(near, 65536)
+    os.close(near)
+    assert b"before]0;ownedafter" in said
+    assert b"before\x1b]0;owned\x07after" in subprocess.check_output(
+        [RLHF, "logs", job.id], env=Shell(plane.url).environment(), timeout=60
+    )
 
 
 def test_an_ambiguous_name_lists_its_candidates_and_changes_nothing(rlhf: Shell, client: Client) -> None:

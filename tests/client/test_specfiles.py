@@ -39,6 +39,11 @@ def test_a_key_given_twice_is_refused_with_its_line() -> None:
         parse("stage:\n  steps: 1\n  steps: 2\n", "x.yaml")
 
 
+def test_a_key_given_twice_in_json_is_refused_by_its_name() -> None:
+    with pytest.raises(BadFile, match=r"x\.json: `steps` is given twice"):
+        parse('{"stage": {"steps": 1,\n\t"steps": 2}}', "x.json")
+
+
 def test_broken_yaml_is_refused_with_its_line() -> None:
     with pytest.raises(BadFile, match=r"x\.yaml, line 2"):
         parse("a: [1,\nb: }", "x.yaml")

@@ -1,14 +1,16 @@
 """How things read."""
 
+import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import pytest
 
 from client.commands.metrics import plot
-from client.commands.picture import sparkline
-from client.records import Point
-from client.terminal import duration, size
+from client.commands.picture import event_line, sparkline
+from client.records import Event, Point
+from client.terminal import as_json, duration, escape, plain, size, why
 
 pytestmark = pytest.mark.quick
 
@@ -53,3 +55,20 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     code = f"import client.cli, sys; sys.exit(' '.join(m for m in {heavy.split()!r} if m in sys.modules) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+HOSTILE = "a\x1b]0;title\x07b\x9b2Jc\r\x08\x7f\u200d"
+
+
+def test_what_a_terminal_would_obey_is_dropped_from_others_words() -> None:
+    assert plain(HOSTILE) == "a]0;titleb2Jc\u200d"
+    assert plain("one\n\ttwo") == "one\n\ttwo"
+    event = Event(number=1, at=datetime.now(UTC), level="info", source="worker", type=HOSTILE, message=HOSTILE)
+    for shown in (escape(HOSTILE), why(HOSTILE, HOSTILE), event_line(event)):
+        assert not set(shown) & set("\x1b\x07\x9b\r\x08\x7f")
+
+
+def test_json_keeps_every_character_and_none_that_a_terminal_would_obey() -> None:
+    text = as_json([HOSTILE])
+    assert json.loads(text) == [HOSTILE]
+    assert not set(text) & set("\x1b\x07\x9b\r\x08\x7f")
