@@ -1,6 +1,7 @@
 """References, resolved at POST: each failure a problem with its path in the spec."""
 
 import hashlib
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,14 @@ async def test_a_path_out_of_the_allowed_folders_is_refused(
     assert ".." in str(await refused(plane, sft(model, dotted)))
 
 
+async def test_links_in_a_circle_are_refused(plane: Plane, allowed: Path, model: Path, data: Path) -> None:
+    (allowed / "one").symlink_to(allowed / "two")
+    (allowed / "two").symlink_to(allowed / "one")
+    assert set(await refused(plane, sft(model, allowed / "one"))) == {"stage.data.train"}
+    (model / "extra").symlink_to(model / "extra")
+    assert set(await refused(plane, sft(model, data))) == {"stage.model"}
+
+
 async def test_a_link_inside_the_allowed_folders_is_followed(
     plane: Plane, allowed: Path, model: Path, data: Path
 ) -> None:
@@ -130,6 +139,19 @@ async def test_weights_in_pickles_are_refused(plane: Plane, allowed: Path, data:
     folder = write_model(allowed / "pickled")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert "safetensors" in (await refused(plane, sft(folder, data)))["stage.model"]
+
+
+async def test_an_adapter_beside_a_model_is_refused(plane: Plane, model: Path, data: Path) -> None:
+    (model / "adapter_config.json").write_text("{}")
+    assert "holds an adapter beside a model" in (await refused(plane, sft(model, data)))["stage.model"]
+
+
+@pytest.mark.parametrize("name", ["n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx"])
+async def test_positions_are_found_by_whatever_name_the_architecture_gives_them(
+    plane: Plane, model: Path, data: Path, name: str
+) -> None:
+    (model / "config.json").write_text(json.dumps({"model_type": "odd", name: 31}))
+    assert "31" in (await refused(plane, sft(model, data)))["stage.max_length"]
 
 
 async def test_a_hub_name_that_nobody_knows_is_refused_in_time(plane: Plane, data: Path) -> None:
