@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from api.domain.decide import Rules
 from api.domain.job import Job, Phase
 from api.domain.places import may_start
+from api.operator.awake import Awake
 from api.operator.cluster import Cluster, ClusterError
 from api.operator.leader import Leader
 from api.operator.steps import Steps
@@ -39,7 +41,7 @@ class Pace:
     resync: float = 30.0
     """Between two looks at everything that the cluster holds."""
     silence: float = 30.0
-    """A loop that did not turn for so long was frozen, and heard no reports meanwhile."""
+    """Who was frozen or asleep for so long heard no reports meanwhile, so that nobody is silent yet."""
     trouble: float = 60.0
     """The longest wait before a job that gave trouble is tried again."""
 
@@ -82,7 +84,7 @@ class Operator:
         self._lost = asyncio.Event()
         self._woken = False
         self._next_whole = 0.0
-        self._up_since = utcnow()
+        self._awake = Awake(self._pace.silence, time.monotonic(), utcnow())
         self.alive = time.monotonic()
         """When the loop last turned, by the monotonic clock."""
 
@@ -109,6 +111,7 @@ class Operator:
             tokens=self._tokens,
             store=self._store,
             rules=self._rules,
+            up_since=self._up_since,
         )
         keeping = asyncio.create_task(self._leader.keep(lease))
         keeping.add_done_callback(lambda _: self._lost.set())
@@ -168,8 +171,8 @@ class Operator:
         async with self._slots:
             try:
                 # Most jobs want nothing in most turns: that costs no transaction.
-                if not look or not await steps.idle(job, self._up_since):
-                    await steps.advance(job.id, self._up_since)
+                if not look or not await steps.idle(job):
+                    await steps.advance(job.id)
                 self._troubles.pop(job.id, None)
             except NotLeader:
                 self._lost.set()
@@ -224,11 +227,11 @@ class Operator:
             log.warning("wake-ups of other processes are not heard: %s", error)
 
     def _turned(self) -> None:
-        clock = time.monotonic()
-        if clock - self.alive > self._pace.silence:
-            # Frozen, or the machine slept: nobody could report meanwhile, so nobody is silent yet.
-            self._up_since = utcnow()
-        self.alive = clock
+        self._up_since()
+        self.alive = time.monotonic()
+
+    def _up_since(self) -> datetime:
+        return self._awake.since(time.monotonic(), utcnow())
 
 
 def _hint(loop: asyncio.AbstractEventLoop, wakeups: Wakeups, name: str) -> None:

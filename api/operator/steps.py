@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -55,6 +55,7 @@ class Steps:
         tokens: Tokens,
         store: Path,
         rules: Rules,
+        up_since: Callable[[], datetime],
     ) -> None:
         self._lease = lease
         self._leader = leader
@@ -63,6 +64,7 @@ class Steps:
         self._tokens = tokens
         self._store = store
         self._rules = rules
+        self._up_since = up_since
 
     async def begin(self, job: Job, now: datetime) -> bool:
         """Records a new attempt of a job that has a place. False: the job has moved on since it was looked at."""
@@ -75,7 +77,7 @@ class Steps:
             return False
         return True
 
-    async def advance(self, job_id: str, up_since: datetime) -> None:
+    async def advance(self, job_id: str) -> None:
         """Takes a job as far as it goes for now. Raises NotLeader, ClusterError, OSError and the database's errors."""
         collected: Collected | None = None
         for _ in range(_ACTIONS_A_TURN):
@@ -84,7 +86,7 @@ class Steps:
             if job is None:
                 return
             seen = await self._observe(job)
-            actions = decide(job, seen, utcnow(), up_since=up_since, collected=collected, rules=self._rules)
+            actions = self._decide(job, seen, collected)
             try:
                 for action in actions:
                     # What was collected is of one attempt: it holds until the next action, which settles that one.
@@ -96,12 +98,14 @@ class Steps:
             if all(isinstance(action, _PATIENT) for action in actions):
                 return
 
-    async def idle(self, job: Job, up_since: datetime) -> bool:
+    async def idle(self, job: Job) -> bool:
         """Whether there is nothing to do about the job as it was loaded."""
-        if watched(job):
-            seen = await self._observe(job)
-            return not decide(job, seen, utcnow(), up_since=up_since, rules=self._rules)
-        return not decide(job, None, utcnow(), up_since=up_since, rules=self._rules)
+        return not self._decide(job, await self._observe(job))
+
+    def _decide(self, job: Job, seen: Observation | None, collected: Collected | None = None) -> list[Action]:
+        # Asked for at the last moment: the machine may have slept since the job was loaded.
+        up_since = self._up_since()
+        return decide(job, seen, utcnow(), up_since=up_since, collected=collected, rules=self._rules)
 
     async def sweep(self) -> bool:
         """Stops and removes every attempt of ours that is not a current one. Gives whether any is left."""
