@@ -59,7 +59,8 @@ async def running(settings: Settings, role: Role = "all") -> AsyncIterator[Runni
     """A control plane that is ready; stopped at the end. Workers run on. Raises CannotStart."""
     _make(settings.data)
     async with contextlib.AsyncExitStack() as stack:
-        if settings.sqlite:
+        # The operator of one machine takes every attempt in the data folder for its own, whatever database it uses.
+        if settings.sqlite or role in ("all", "operator"):
             stack.enter_context(_only_one(settings.data / "lock"))
         control = ControlPlane.of(settings)
         stack.push_async_callback(control.database.dispose)

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -11,7 +12,8 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from api.settings import BadSettings, load
+from api.serve import CannotStart, running
+from api.settings import BadSettings, Settings, load
 from api.store.database import Database
 from api.store.migrate import migrate
 from api.store.tables import Base
@@ -66,6 +68,20 @@ async def test_a_second_one_on_the_same_folder_names_the_first(tmp_path: Path) -
     third.terminate()
     await third.communicate()
     assert third.returncode == 0
+
+
+async def test_an_operator_shares_its_folder_with_no_other_though_their_databases_differ(
+    settings: Settings, postgres: Callable[[], str]
+) -> None:
+    other = settings.model_copy(update={"database_url": postgres()})
+    async with running(settings, "operator"):
+        with pytest.raises(CannotStart, match=f"in use by process {os.getpid()}"):
+            async with running(other, "operator"):
+                pass
+    async with running(other, "operator"):
+        with pytest.raises(CannotStart, match="in use"):
+            async with running(settings):
+                pass
 
 
 @pytest.mark.parametrize(
