@@ -2,11 +2,13 @@
 
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.store.ids import new_id
-from api.store.tables import CheckpointRow, JobRow, ModelRow, Project
+from api.store.tables import CheckpointRow, JobRow, ModelNameRow, ModelRow
 from worker.contract.protocol import Termination
 
 
@@ -19,11 +21,7 @@ async def register(
     """
     if not termination.outputs:
         return []
-    # Two jobs of one name may end at once: versions are given under the project's lock.
-    await session.execute(select(Project.id).where(Project.id == job.project_id).with_for_update())
-    newest = await session.scalar(
-        select(func.max(ModelRow.version)).where(ModelRow.project_id == job.project_id, ModelRow.name == job.name)
-    )
+    version = await _next_version(session, job.project_id, job.name)
     saved = (
         await session.execute(
             select(CheckpointRow.attempt, CheckpointRow.step, CheckpointRow.sha256)
@@ -52,7 +50,7 @@ async def register(
             id=new_id("model"),
             project_id=job.project_id,
             name=job.name,
-            version=(newest or 0) + 1,
+            version=version,
             kind=output.kind,
             job_id=job.id,
             attempt=attempt,
@@ -67,3 +65,13 @@ async def register(
     session.add_all(models)
     await session.flush()
     return models
+
+
+async def _next_version(session: AsyncSession, project: str, name: str) -> int:
+    """A version that no model of the name ever had. Of two jobs of one name that end at once, one waits here."""
+    insert = sqlite_insert if session.get_bind().dialect.name == "sqlite" else postgresql_insert
+    counted = insert(ModelNameRow).values(project_id=project, name=name, newest=1)
+    counted = counted.on_conflict_do_update(
+        index_elements=["project_id", "name"], set_={"newest": ModelNameRow.newest + 1}
+    )
+    return (await session.execute(counted.returning(ModelNameRow.newest))).scalar_one()

@@ -199,6 +199,15 @@ class ModelRow(Base):
     created_at: Mapped[datetime]
 
 
+class ModelNameRow(Base):
+    """The newest version that a name was ever given. It stays when models go: no version is given twice."""
+
+    __tablename__ = "model_names"
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    newest: Mapped[int]
+
+
 class IdempotencyRow(Base):
     __tablename__ = "idempotency_keys"
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)

@@ -105,6 +105,14 @@ def upgrade() -> None:
     op.create_index("ix_jobs_page", "jobs", ["project_id", "created_at", "id"], unique=False)
     op.create_index("ix_jobs_phase", "jobs", ["phase", "priority", "created_at"], unique=False)
     op.create_table(
+        "model_names",
+        sa.Column("project_id", sa.String(length=32), nullable=False),
+        sa.Column("name", sa.String(length=63), nullable=False),
+        sa.Column("newest", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"]),
+        sa.PrimaryKeyConstraint("project_id", "name"),
+    )
+    op.create_table(
         "models",
         sa.Column("id", sa.String(length=20), nullable=False),
         sa.Column("project_id", sa.String(length=32), nullable=False),
