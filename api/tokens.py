@@ -4,7 +4,7 @@ import secrets
 from dataclasses import dataclass
 
 import jwt
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.store.database import Database, utcnow
@@ -12,7 +12,6 @@ from api.store.ids import new_id
 from api.store.tables import SigningKeyRow
 
 _ALGORITHM = "HS256"
-_KEPT = 2
 
 
 class BadToken(ValueError):
@@ -57,19 +56,6 @@ class Tokens:
         if not isinstance(job, str) or not isinstance(attempt, int):
             raise BadToken("the token's claims are not a job and an attempt")
         return Claim(job, attempt)
-
-    async def rotate(self) -> str:
-        """Makes a new key, which signs from now on; the one before it stays valid, older ones retire. Gives its id."""
-        async with self._database.transaction() as session:
-            row = _add(session)
-            await session.flush()
-            query = select(SigningKeyRow.id).where(SigningKeyRow.retired_at.is_(None))
-            ids = (await session.scalars(query.order_by(SigningKeyRow.created_at.desc(), SigningKeyRow.id))).all()
-            if old := ids[_KEPT:]:
-                retire = update(SigningKeyRow).where(SigningKeyRow.id.in_(old)).values(retired_at=utcnow())
-                await session.execute(retire)
-        await self._read()
-        return row.id
 
     async def _read(self) -> dict[str, bytes]:
         async with self._database.reading() as session:

@@ -89,14 +89,6 @@ class Database:
         async with self._reader.connect() as connection:
             return await connection.run_sync(work)
 
-    async def now(self) -> datetime:
-        """The database's own clock: what leases are compared by."""
-        if self.sqlite:
-            return utcnow()
-        async with self.reading() as session:
-            now: datetime = (await session.execute(text("SELECT clock_timestamp()"))).scalar_one()
-            return now
-
     async def ping(self) -> None:
         """Raises unless the database answers."""
         async with self.reading() as session:
