@@ -44,7 +44,8 @@ def _ask(name: str, timeout: float) -> Found:
     if constants.HF_HUB_OFFLINE:
         return _cached(name, "the hub is not asked (HF_HUB_OFFLINE)")
     try:
-        info = HfApi().model_info(name, timeout=timeout)
+        # Without a token that lies about here: workers are given none, and could not load what only it shows.
+        info = HfApi().model_info(name, timeout=timeout, token=False)
     except RepositoryNotFoundError:
         return _cached(name, "the hub has no such model, or does not show it")
     except Exception as error:

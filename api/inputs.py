@@ -1,6 +1,8 @@
 """References, resolved to what they are when a job is POSTed: a place, and a hash."""
 
 import asyncio
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -74,8 +76,7 @@ class Resolver:
                 row = await files.get(session, id)
         except files.NoSuchFile:
             raise Unresolved(f"there is no file {id!r}; upload it with POST /v1/files") from None
-        path = self._store.inside(row.path)
-        given = Input(reference=reference, kind="file", location=str(path), sha256=row.sha256, rows=row.rows)
+        given = Input(reference=reference, kind="file", location=row.path, sha256=row.sha256, rows=row.rows)
         return given, row.kind
 
     def _data_path(self, reference: str) -> tuple[Input, str]:
@@ -120,7 +121,7 @@ class Resolver:
             raise Unresolved(f"{name!r} is damaged in the store: its files do not have their hashes any more")
         # The version is said out loud: the newest one may be another tomorrow.
         pinned = f"models/{row.name}@{row.version}"
-        return Input(reference=pinned, kind="model", location=str(path), sha256=row.sha256), known.positions
+        return Input(reference=pinned, kind="model", location=row.path, sha256=row.sha256), known.positions
 
     def _model_path(self, reference: str, tokenizer_only: bool) -> tuple[Input, int | None]:
         path = self._allowed(reference)
@@ -135,17 +136,17 @@ class Resolver:
 
     def _allowed(self, reference: str) -> Path:
         """The path, symbolic links followed; it and all in it must lie under an allowed folder."""
-        folders = [folder.resolve() for folder in self._settings.allowed_paths]
+        folders = [_real(folder) for folder in self._settings.allowed_paths]
         named = ", ".join(map(str, folders)) or "none"
         outside = Unresolved(f"does not lie under an allowed folder; allowed (ALLOWED_PATHS): {named}")
-        path = Path(reference).resolve()
+        path = _real(Path(reference))
         if not any(path.is_relative_to(folder) for folder in folders):
             raise outside
         if not path.exists():
             raise Unresolved("there is nothing at this path")
         if path.is_dir():
             for entry in path.rglob("*"):
-                if entry.is_symlink() and not any(entry.resolve().is_relative_to(folder) for folder in folders):
+                if entry.is_symlink() and not any(_real(entry).is_relative_to(folder) for folder in folders):
                     raise Unresolved(f"{entry.name} in it is a link out of the allowed folders: {named}")
         return path
 
@@ -159,6 +160,14 @@ def _too_long(spec: JobSpec, path: str, positions: int | None) -> list[Problem]:
     return [
         Problem("stage.max_length", f"the model has {positions} positions; write at most that, not {stage.max_length}")
     ]
+
+
+def _real(path: Path) -> Path:
+    """The path with all links followed. Raises OSError for links in a circle, which pathlib tells otherwise."""
+    try:
+        return path.resolve()
+    except RuntimeError:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from None
 
 
 async def _in_thread(call: Callable[..., T], *args: object) -> T:

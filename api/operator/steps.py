@@ -25,6 +25,7 @@ from api.domain.decide import (
 )
 from api.domain.job import Attempt, Job, Reason
 from api.domain.observation import Observation
+from api.folder import Store
 from api.operator.cluster import CannotStart, Cluster, ClusterError
 from api.operator.collect import collect, remove_folder, remove_job, remove_unfinished, spool_folder
 from api.operator.leader import Leader
@@ -32,6 +33,7 @@ from api.store import operations, operations_checkpoints, operations_load
 from api.store.database import Database, utcnow
 from api.store.operations_leader import Lease, NotLeader
 from api.tokens import Tokens
+from worker.contract.order import Input
 
 # A call to the cluster that takes longer is given up; a shorter lease gives it up sooner.
 _CALL = 30.0
@@ -169,7 +171,8 @@ class Steps:
 
     async def _ensure(self, job: Job, attempt: Attempt) -> None:
         async with self._database.reading() as session:
-            inputs = await operations_load.inputs(session, job.id)
+            kept = await operations_load.inputs(session, job.id)
+        inputs = {path: self._placed(given) for path, given in kept.items()}
         order = self._cluster.order(job.id, attempt.number, job.spec, inputs)
         token = await self._tokens.issue(job.id, attempt.number)
         try:
@@ -180,6 +183,12 @@ class Steps:
             return
         async with self._database.transaction() as session:
             await operations.record_uid(session, self._lease, job, uid)
+
+    def _placed(self, given: Input) -> Input:
+        """The input where the worker finds it: what is kept of the store's own is its path in the store."""
+        if given.kind not in ("file", "model"):
+            return given
+        return given.model_copy(update={"location": str(Store(self._store).inside(given.location))})
 
     async def _stop(self, job: Job, attempt: Attempt, stop: Stop) -> None:
         if stop.record:

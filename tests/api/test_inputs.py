@@ -2,7 +2,12 @@
 
 import hashlib
 import json
+import os
 import struct
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +164,43 @@ async def test_a_hub_name_that_nobody_knows_is_refused_in_time(plane: Plane, dat
     assert "hub name" in (await refused(plane, sft("not a//name", data)))["stage.model"]
 
 
+_FIND = """
+import asyncio
+from api import hub
+print(asyncio.run(hub.find("some/one", 5.0)).revision)
+"""
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """A hub that shows one model to everybody."""
+
+    def do_GET(self) -> None:
+        """Notes who asks, and answers."""
+        self.server.asked.append(self.headers["Authorization"])  # type: ignore[attr-defined]
+        body = json.dumps({"_id": "1", "id": "some/one", "modelId": "some/one", "sha": "f" * 40}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+def test_the_hub_is_asked_as_workers_ask_it_without_a_token() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Hub) as server:
+        server.asked = []  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        # The library reads both when it is imported.
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        environment = os.environ | {"HF_ENDPOINT": address, "HF_TOKEN": "hf_secret", "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-c", _FIND]
+        found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        server.shutdown()
+    assert found.stdout.strip() == "f" * 40, found.stderr
+    assert set(server.asked) == {None}  # type: ignore[attr-defined]
+
+
 async def test_a_local_cluster_has_one_node(plane: Plane) -> None:
     spec = {"stage": {"type": "rehearse"}, "resources": {"nodes": 2}}
     assert set(await refused(plane, spec)) == {"resources.nodes"}
@@ -190,7 +232,7 @@ async def test_a_registered_model_is_pinned_to_its_version(plane: Plane, data: P
     newest = (await plane.submit(sft("models/good", data)))["inputs"]["stage.model"]
     first = (await plane.submit(sft("models/good@1", data)))["inputs"]["stage.model"]
     assert (newest["reference"], first["reference"]) == ("models/good@2", "models/good@1")
-    assert newest["sha256"] == tree_hash(Path(newest["location"])) != first["sha256"]
+    assert newest["sha256"] == tree_hash(plane.control.store.root / newest["location"]) != first["sha256"]
 
 
 async def test_a_registered_model_with_one_bit_flipped_is_refused(plane: Plane, data: Path, tmp_path: Path) -> None:

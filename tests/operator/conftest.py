@@ -108,13 +108,14 @@ class Plane:
 
     async def post(self, **fields: Any) -> str:
         """A queued job, as a POST makes it."""
+        inputs = fields.pop("inputs", {})
         given = spec(**fields)
         job_id, now = new_id("job"), utcnow()
         async with self.database.transaction() as session:
             session.add(
                 JobRow(
                     id=job_id, project_id="default", name=given.title, stage=given.stage.type,
-                    spec=given.model_dump(mode="json"), spec_sha256=f"{job_id:0>64}", inputs={}, metadata_={},
+                    spec=given.model_dump(mode="json"), spec_sha256=f"{job_id:0>64}", inputs=inputs, metadata_={},
                     priority=given.queue.priority, created_at=now, phase_since=now,
                 )
             )  # fmt: skip

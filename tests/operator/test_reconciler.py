@@ -13,10 +13,12 @@ import pytest
 from sqlalchemy import select
 
 from api.domain.job import Desired, Phase, Reason
+from api.store import models
 from api.store.database import utcnow
 from api.store.tables import CheckpointRow, MetricRow, ModelRow
 from tests.operator.conftest import Plane, holders, until
 from worker.contract.manifest import MANIFEST, describe
+from worker.contract.order import Input, Order
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC).isoformat()
 
@@ -230,6 +232,29 @@ async def test_outputs_become_models_with_their_lineage(plane: Plane) -> None:
     lineage = models[0].lineage
     assert (lineage["job"], lineage["attempt"], lineage["step"]) == (job, 1, 3)
     assert lineage["checkpoint"] == {"attempt": 1, "step": 3, "sha256": step["sha256"]}
+
+
+async def test_the_version_of_a_deleted_model_is_not_given_again(plane: Plane) -> None:
+    for version in (1, 2):
+        job = await plane.post(name="talks", **wishes(seconds=600))
+        await plane.runs(job)
+        end(plane, job, [{"kind": "model", **saved(plane, job, "outputs", "model")}])
+        await plane.reaches(job, Phase.SUCCEEDED)
+        async with plane.database.transaction() as session:
+            model = await models.delete(session, "talks")
+        assert (model.name, model.version) == ("talks", version)
+
+
+async def test_what_lies_in_the_store_is_found_where_the_store_is_now(plane: Plane) -> None:
+    given = {
+        "a": Input(reference="files/f", kind="file", location="files/f.jsonl", sha256="0" * 64, rows=1),
+        "b": Input(reference="/m", kind="path", location="/m", sha256="0" * 64),
+    }
+    job = await plane.post(inputs={path: one.model_dump() for path, one in given.items()}, **wishes(seconds=600))
+    await plane.runs(job)
+    order = Order.model_validate_json((plane.data / "attempts" / f"{job}-a1" / "spec.json").read_bytes())
+    assert order.inputs["a"].location == str(plane.store.resolve() / "files" / "f.jsonl")
+    assert order.inputs["b"] == given["b"]
 
 
 async def test_outputs_that_are_damaged_or_lie_elsewhere_make_no_success(plane: Plane) -> None:

@@ -14,7 +14,10 @@ class Input(BaseModel):
 
     reference: str
     kind: Literal["file", "model", "path", "hub"]
-    location: str = Field(description="a URL or path that the worker opens; for `hub` the repository's name")
+    location: str = Field(
+        description="a URL or path that the worker opens; for `hub` the repository's name. "
+        "Of a `file` or `model` the control plane keeps the path in its store, which may be moved"
+    )
     sha256: str = Field(
         description="of the file, of a model's manifest or of its folder (`tree_hash`); a hub's revision"
     )
