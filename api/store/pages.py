@@ -3,7 +3,7 @@
 import base64
 import binascii
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import Select, tuple_
@@ -67,9 +67,10 @@ def decode(cursor: str) -> tuple[datetime, str]:
     try:
         text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode("ascii")
         at, id = text.split(" ")
-        created_at = datetime.fromisoformat(at)
-    except (ValueError, binascii.Error):
+        # In UTC, as a database compares it: a date at either end of the calendar has no such time.
+        created_at = datetime.fromisoformat(at).astimezone(UTC)
+    except (ValueError, OverflowError, binascii.Error):
         raise BadCursor("write what the page before gave as `next`") from None
-    if created_at.tzinfo is None or "\x00" in id:
+    if "\x00" in id:
         raise BadCursor("write what the page before gave as `next`")
     return created_at, id

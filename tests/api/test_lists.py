@@ -1,5 +1,6 @@
 """Lists: pages that stay true while jobs are made, and filters."""
 
+import base64
 from typing import Any
 
 from tests.api.conftest import REHEARSAL, Plane, paths
@@ -42,7 +43,18 @@ async def test_filters_may_be_joined(plane: Plane) -> None:
 
 
 async def test_parameters_that_make_no_sense_are_named(plane: Plane) -> None:
-    for params in ({"limit": 0}, {"limit": "x"}, {"phase": "odd"}, {"after": "odd"}, {"order": "odd"}, {"name": "\0"}):
+    early = base64.urlsafe_b64encode(b"0001-01-01T00:00:00+23:59 x").decode()
+    late = base64.urlsafe_b64encode(b"9999-12-31T23:59:59-23:59 x").decode()
+    for params in (
+        {"limit": 0},
+        {"limit": "x"},
+        {"phase": "odd"},
+        {"after": "odd"},
+        {"after": early},
+        {"after": late},
+        {"order": "odd"},
+        {"name": "\0"},
+    ):
         answer = await plane.http.get("/v1/jobs", params=params)
         assert answer.status_code == 422, params
         assert paths(answer)[0].split(".")[0] == next(iter(params))
