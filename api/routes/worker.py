@@ -18,6 +18,9 @@ from worker.contract.protocol import Answer, Finish, Report
 router = APIRouter(prefix="/worker/v1", tags=["worker"])
 Message = TypeVar("Message", bound=BaseModel)
 _ANSWERS = documented(400, 401, 409, 410, 413, 415, 422)
+# Bytes of a report. Not the setting for people's bodies: a worker cannot ask how much it may say, and what is refused
+# as too large is lost.
+_MAX_MESSAGE = 4 * 1024 * 1024
 _bearer = HTTPBearer(auto_error=False)
 
 
@@ -41,7 +44,7 @@ async def report(request: Request, control: Control, caller: Caller) -> Answer:
     """What an attempt has done since its last report; the answer says what is wanted of it."""
     outcome = "refused"
     try:
-        message = await _message(request, control, Report)
+        message = await _message(request, Report)
         try:
             accepted = await control.database.put(
                 partial(reports.take_in, job_id=caller.job, attempt=caller.attempt, report=message)
@@ -60,15 +63,15 @@ async def report(request: Request, control: Control, caller: Caller) -> Answer:
 @router.post("/finish", openapi_extra=openapi.body(Finish), responses=_ANSWERS)
 async def finish(request: Request, control: Control, caller: Caller) -> Answer:
     """An attempt's own word of its end. The first one counts."""
-    message = await _message(request, control, Finish)
+    message = await _message(request, Finish)
     first = await control.database.put(partial(reports.finish, job_id=caller.job, attempt=caller.attempt, end=message))
     if first:
         await control.wakeups.wake(caller.job)
     return Answer()
 
 
-async def _message(request: Request, control: Control, model: type[Message]) -> Message:
-    _, document = await bodies.read_json(request, control.settings.max_body)
+async def _message(request: Request, model: type[Message]) -> Message:
+    _, document = await bodies.read_json(request, _MAX_MESSAGE)
     try:
         return model.model_validate(document)
     except ValidationError as error:

@@ -48,6 +48,15 @@ async def test_a_point_that_is_there_is_not_doubled_by_a_later_report(plane: Pla
     assert await curve(plane, job) == [(1, 1), (1, 2), (1, 3)]
 
 
+async def test_a_report_may_be_larger_than_people_s_bodies(plane: Plane) -> None:
+    job = (await plane.submit())["id"]
+    worker = await plane.start(job)
+    told = [{**event, "message": "€" * 8192} for event in happenings(*["Loaded"] * 50)]
+    assert len("€".encode()) * 8192 * 50 > plane.control.settings.max_body
+    answer = await worker.report(events=told)
+    assert answer.status_code == 200, answer.text
+
+
 async def test_progress_is_dated_only_when_its_mark_grows(plane: Plane) -> None:
     job = (await plane.submit())["id"]
     worker = await plane.start(job)
@@ -135,7 +144,7 @@ async def test_a_malformed_report_does_not_block_those_after_it(plane: Plane) ->
         headers={"Authorization": f"Bearer {worker.token}", "Content-Type": "application/json"},
     )
     assert nan.status_code == 400
-    huge = await worker.report(events=[{"type": "Big", "message": "x" * 2**20, "at": AT}])
+    huge = await worker.report(events=[{"type": "Big", "message": "x" * 2**22, "at": AT}])
     assert huge.status_code == 413
     assert (await worker.report(metrics=points(3))).status_code == 200
     assert await curve(plane, job) == [(1, 3)]
