@@ -1,6 +1,8 @@
 """Every error as problem+json (RFC 9457), with a sentence for whoever must act on it."""
 
+import errno
 import logging
+import sqlite3
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -114,7 +116,19 @@ def install(app: FastAPI) -> None:
     async def misplaced(request: Request, error: Misplaced) -> Response:
         return response(422, str(error))
 
+    @app.exception_handler(OSError)
+    async def unwritable(request: Request, error: OSError) -> Response:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise error
+        return full(error)
+
+    def full(error: Exception) -> Response:
+        log.error("the disk is full: %s", error)
+        return response(507, "the control plane's disk is full; make room on it, then try again")
+
     async def unavailable(request: Request, error: Exception) -> Response:
+        if isinstance(error, OperationalError) and _is_full(error):
+            return full(error)
         log.warning("the database does not answer: %s", error)
         return response(503, "the database does not answer; try again", headers={"Retry-After": "1"})
 
@@ -124,6 +138,12 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         return response(500, "something went wrong here; the control plane's log says what")
+
+
+def _is_full(error: OperationalError) -> bool:
+    """Whether the database answers well, but has no room: SQLite's code, PostgreSQL's state."""
+    cause = error.orig
+    return getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or getattr(cause, "sqlstate", "") == "53100"
 
 
 def _sentence(request: Request, headers: dict[str, str]) -> str:

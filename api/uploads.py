@@ -1,8 +1,10 @@
 """Uploads: multipart, streamed to the store, each line checked and hashed as it comes."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +24,10 @@ from worker.contract.rows import MAX_LINE_BYTES, BadRow, RowChecker
 # Lines are checked in a thread, this many bytes a time: the loop goes on answering others.
 _BATCH = 256 * 1024
 _MAX_FIELD = 4096
+# A word, of ASCII alone: it stands in addresses and on command lines.
+PURPOSE = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
+# Boundaries and headers of the form around the file.
+FORM_OVERHEAD = 64 * 1024
 # Files that are looked up at once.
 _SWEPT = 500
 
@@ -36,6 +42,11 @@ class Uploaded:
     rows: int
     bytes: int
     sha256: str
+
+
+def too_large(limit: int) -> Refusal:
+    """More than `limit` bytes of a file. What is still to come is read no more."""
+    return Refusal(413, f"the file is larger than {limit} bytes", headers={"Connection": "close"})
 
 
 class Receiver:
@@ -54,7 +65,7 @@ class Receiver:
         """The next bytes. Raises Refusal: too large, or a line that is no row."""
         self.bytes += len(data)
         if self.bytes > self.limit:
-            raise Refusal(413, f"the file is larger than {self.limit} bytes", headers={"Connection": "close"})
+            raise too_large(self.limit)
         self._hash.update(data)
         self._file.write(data)
         self._rest += data
@@ -92,7 +103,9 @@ class Receiver:
 
     def discard(self) -> None:
         """Leaves nothing behind, unless `keep` was called: then nobody but the database knows what is right."""
-        self._file.close()
+        # On a full disk it has bytes that cannot be written any more, and says so once more.
+        with contextlib.suppress(OSError):
+            self._file.close()
         if not self._kept:
             self.path.unlink(missing_ok=True)
 
@@ -143,8 +156,9 @@ class Form:
             raise Refusal(400, "the form ended too early")
         problems = []
         purpose = self._fields.get("purpose", bytearray()).decode("utf-8", "replace")
-        if not purpose or len(purpose) > 32 or not purpose.replace("-", "").replace("_", "").isalnum():
-            problems.append(Problem("purpose", "write a word of at most 32 letters, such as train or eval"))
+        if re.fullmatch(PURPOSE, purpose) is None:
+            says = "write a word of at most 32 ASCII letters, digits, `-` and `_`, such as train or eval"
+            problems.append(Problem("purpose", says))
         if self.filename is None:
             problems.append(Problem("file", "is required: a part with a filename"))
         if problems:
@@ -192,11 +206,15 @@ class Form:
 
 
 async def receive(chunks: AsyncIterator[bytes], form: Form) -> Uploaded:
-    """Feeds a request's body to the form. Raises Refusal; the caller discards the receiver then."""
+    """Feeds a request's body to the form. Raises Refusal, OSError; the caller discards the receiver then."""
     batch: list[bytes] = []
-    size = 0
+    size = whole = 0
     async for chunk in chunks:
         batch.append(chunk)
+        # Also what is no part of the file: a form may go on for ever before its parts, and after them.
+        whole += len(chunk)
+        if whole > form.receiver.limit + FORM_OVERHEAD:
+            raise too_large(form.receiver.limit)
         size += len(chunk)
         if size >= _BATCH:
             await asyncio.to_thread(form.take, b"".join(batch))

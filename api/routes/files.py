@@ -14,12 +14,10 @@ from api.routes.parameters import TEXT, After, IdempotencyKey, Limit, refusing
 from api.store import files, idempotency
 from api.store.ids import new_id
 from api.store.pages import Slice
-from api.uploads import Form, Receiver, receive
+from api.uploads import FORM_OVERHEAD, PURPOSE, Form, Receiver, receive, too_large
 from api.views import FileView, Page
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
-# Boundaries and headers of the form around the file.
-_FORM = 64 * 1024
 FileId = Annotated[str, Path(max_length=64, pattern=TEXT, examples=["file-k3v7qd2mzxna"])]
 _UPLOAD = {
     "requestBody": {
@@ -30,7 +28,7 @@ _UPLOAD = {
                     "type": "object",
                     "required": ["purpose", "file"],
                     "properties": {
-                        "purpose": {"type": "string", "maxLength": 32, "pattern": "^[A-Za-z0-9_-]+$"},
+                        "purpose": {"type": "string", "pattern": PURPOSE},
                         "file": {"type": "string", "format": "binary", "description": "JSON lines"},
                     },
                 }
@@ -46,7 +44,7 @@ _UPLOAD = {
     openapi_extra=_UPLOAD,
     responses={
         200: {"model": FileView, "description": "What the Idempotency-Key has made before"},
-        **documented(400, 413, 415, 422),
+        **documented(400, 413, 415, 422, 507),
     },
 )
 async def upload(
@@ -56,9 +54,9 @@ async def upload(
     ends the upload, and nothing is kept."""
     limit = control.settings.max_file
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit + _FORM:
+    if declared.isdigit() and int(declared) > limit + FORM_OVERHEAD:
         await drain(request)
-        raise Refusal(413, f"the file is larger than {limit} bytes", headers={"Connection": "close"})
+        raise too_large(limit)
     id = new_id("file")
     path = f"files/{id}.jsonl"
     final = control.store.inside(path)
@@ -87,7 +85,8 @@ async def upload(
                 )
                 await asyncio.to_thread(receiver.keep, final)
         await asyncio.to_thread(receiver.settle)
-    except Refusal:
+    except (Refusal, OSError):
+        # A full disk, too, is said once all was sent: see `errors`.
         await drain(request)
         raise
     except ClientDisconnect:

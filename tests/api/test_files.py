@@ -1,15 +1,21 @@
 """Uploads: checked line by line as they come, and nothing left behind when they fail."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
+import sqlite3
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from sqlalchemy.exc import OperationalError
 
+from api import errors
 from api.settings import Settings
-from api.uploads import sweep
+from api.uploads import Receiver, sweep
 from tests.api.conftest import DIALOGUE, TEXT, Plane, paths, rows
 
 Part = tuple[str, bytes, str]
@@ -76,6 +82,57 @@ async def test_a_file_over_the_limit_is_refused_and_nothing_is_kept(plane: Plane
     assert (await upload(plane, rows(settings.max_file // len(TEXT) - 10))).status_code == 201
 
 
+async def test_a_form_that_never_ends_is_refused(plane: Plane, settings: Settings) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\ntrain\r\n'
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n{"text": "a"}\r\n--x--\r\n'
+        for _ in range(4 * settings.max_file // 2**10):
+            yield b"\n" * 2**10
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = await plane.http.post("/v1/files", content=endless(), headers=headers)
+    assert answer.status_code == 413, answer.text
+    paths(answer)
+    assert left_behind(settings) == []
+
+
+async def test_a_full_disk_is_said_and_nothing_is_kept(
+    plane: Plane, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OnFullDisk(Receiver):
+        def __init__(self, path: Path, limit: int) -> None:
+            super().__init__(path, limit)
+            self._file.close()
+            self._file = Path("/dev/full").open("wb")  # noqa: SIM115
+
+    monkeypatch.setattr("api.routes.files.Receiver", OnFullDisk)
+    for count in (1, 2000):
+        answer = await upload(plane, rows(count))
+        assert answer.status_code == 507, answer.text
+        assert "disk is full" in answer.text
+        paths(answer)
+    assert left_behind(settings) == []
+
+
+async def test_a_full_database_is_not_taken_for_one_that_is_away() -> None:
+    app = FastAPI()
+    errors.install(app)
+
+    @app.get("/")
+    def write() -> None:
+        with contextlib.closing(sqlite3.connect(":memory:")) as database:
+            database.execute("PRAGMA max_page_count = 1")
+            try:
+                database.execute("CREATE TABLE t (x)")
+            except sqlite3.OperationalError as error:
+                raise OperationalError("CREATE TABLE", None, error) from error
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as http:
+        answer = await http.get("/")
+    assert answer.status_code == 507
+    assert "disk is full" in answer.text
+
+
 async def test_an_upload_that_breaks_off_leaves_nothing(plane: Plane, settings: Settings) -> None:
     async def half() -> AsyncIterator[bytes]:
         yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + rows(10)
@@ -113,7 +170,7 @@ async def test_a_malformed_form_is_a_clear_problem(
     assert left_behind(settings) == []
 
 
-@pytest.mark.parametrize("purpose", ["", "x" * 33, "../etc", "a b"])
+@pytest.mark.parametrize("purpose", ["", "x" * 33, "../etc", "a b", "é", "--", "train\n"])
 async def test_a_purpose_is_one_word(plane: Plane, purpose: str) -> None:
     answer = await upload(plane, rows(1), purpose)
     assert answer.status_code == 422
