@@ -72,7 +72,10 @@ async def read_json_if_any(request: Request, limit: int) -> tuple[bytes, Any]:
 def parse(raw: bytes) -> Any:
     """Strict JSON: no NaN, and only text that every database can hold. Raises Refusal 400 or 422."""
     try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_once)
+    except _Twice as error:
+        key = str(error)[:200]
+        raise invalid([Problem(key, f"{key!r} is given twice in one object; leave one of them out")]) from None
     except UnicodeDecodeError as error:
         raise Refusal(400, f"the body is not UTF-8: byte {error.start + 1}") from None
     except json.JSONDecodeError as error:
@@ -117,6 +120,21 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+class _Twice(Exception):
+    """A name that an object has twice: readers disagree on which of the two values counts."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise _Twice(name)
+            seen.add(name)
+    return made
 
 
 def _no_constant(name: str) -> Any:

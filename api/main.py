@@ -27,10 +27,11 @@ class LoopbackOnly:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        host, origin = _host(headers.get("host", "")), headers.get("origin")
-        if not is_loopback(host):
+        asked, origin = headers.get("host", ""), headers.get("origin")
+        if not is_loopback(_host(asked)):
             refusal = errors.response(400, "the Host header names another machine; ask for 127.0.0.1 or localhost")
-        elif origin is not None and not is_loopback(_host(origin.partition("://")[2])):
+        # The port, too: what else listens on this machine may show pages of others.
+        elif origin is not None and origin.partition("://")[2].lower() != asked.lower():
             refusal = errors.response(403, "a web page of another origin may not call this control plane")
         else:
             await self.app(scope, receive, send)

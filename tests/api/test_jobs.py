@@ -53,6 +53,7 @@ async def test_everything_wrong_with_a_spec_is_said_at_once(plane: Plane) -> Non
         (b'{"name": "\\u0000"}', 422, "NUL"),
         (b'{"name": "\\ud800"}', 422, "surrogate"),
         (b'{"stage": {"type": "rehearse", "steps": 1e999}}', 422, "too large"),
+        (b'{"stage": {"type": "rehearse", "steps": 1, "steps": 2}}', 422, "'steps' is given twice"),
         (b"[]", 422, "object"),
         (b"null", 422, "object"),
     ],
@@ -160,5 +161,9 @@ async def test_a_wrong_method_names_the_right_ones(plane: Plane) -> None:
 async def test_only_this_machine_s_own_names_are_answered(plane: Plane) -> None:
     assert (await plane.http.get("/v1/jobs", headers={"Host": "evil.example"})).status_code == 400
     assert (await plane.http.get("/v1/jobs", headers={"Origin": "http://evil.example"})).status_code == 403
+    assert (await plane.http.get("/v1/jobs", headers={"Origin": "http://127.0.0.1:1"})).status_code == 403
+    assert (await plane.http.get("/v1/jobs", headers={"Origin": "null"})).status_code == 403
+    own = str(plane.http.base_url).rstrip("/")
+    assert (await plane.http.get("/v1/jobs", headers={"Origin": own})).status_code == 200
     assert (await plane.http.get("/v1/jobs", headers={"Host": "localhost:80"})).status_code == 200
     assert (await plane.http.get("/v1/jobs", headers={"Host": "[::1]:80"})).status_code == 200
