@@ -186,7 +186,7 @@ async def test_a_checkpoint_that_was_sealed_but_not_told_of_counts(plane: Plane)
     async with plane.database.reading() as session:
         query = select(CheckpointRow.step, CheckpointRow.pruned_at).where(CheckpointRow.job_id == job)
         recorded = {step: gone is None for step, gone in await session.execute(query)}
-    assert (recorded.keys(), recorded[3]) == ({1, 2, 3}, True)
+    assert (set(recorded), recorded[3]) == ({1, 2, 3}, True)
 
 
 async def test_half_a_checkpoint_of_a_killed_attempt_is_removed(plane: Plane) -> None:
