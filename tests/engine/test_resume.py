@@ -165,11 +165,13 @@ def test_other_circumstances_are_told(one: Pool, tmp_path: Path) -> None:
     one.run(jobs.attempt, made, 1, Plan(stop_at=9))
     folder = next(tmp_path.glob("jobs/*/a1/checkpoints/*"))
     stored = json.loads((folder / "training.json").read_text())
-    stored["circumstances"]["torch"] = "1.0"
+    others = {"torch": "1.0", "tokenizers": "0.1", "numpy": "1.1", "peft": "0.2", "operator": "0.0"}
+    stored["circumstances"] |= others
     (folder / "training.json").write_text(json.dumps(stored))
     _reseal(folder)
     ended = one.run(jobs.attempt, made, 2)[0]
-    assert "torch: 1.0 -> " in ended.events["NotExact"]
+    for name, version in others.items():
+        assert f"{name}: {version} -> " in ended.events["NotExact"]
     stored["circumstances"]["world"] = 4
     (folder / "training.json").write_text(json.dumps(stored))
     _reseal(folder)

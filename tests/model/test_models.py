@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -338,9 +339,13 @@ def test_who_waits_for_anothers_conversion_says_so(tmp_path: Path) -> None:
     def waiting() -> None:
         looks.append(True)
         if len(looks) == 3:
-            os.close(lock)
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
+    given_up = threading.Timer(60, fcntl.flock, (lock, fcntl.LOCK_UN))
+    given_up.start()
     converted(gguf, cache, waiting=waiting)
+    given_up.cancel()
+    os.close(lock)
     assert len(looks) == 3
 
 
