@@ -32,7 +32,8 @@ def stream(item: type[BaseModel], ids: str) -> dict[int | str, dict[str, Any]]:
             "description": f"Server-sent events, the `data` of each a `{item.__name__}` as JSON; {ids}. "
             "The last one, of type `end`, says that the job is over and everything was sent.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
-        }
+        },
+        204: {"description": "With a Last-Event-ID: the job is over, and nothing was left to send"},
     }
 
 

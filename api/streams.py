@@ -71,6 +71,8 @@ class Topic:
     rows: deque[Any] = field(default_factory=lambda: deque(maxlen=_BUFFER))
     cursor: int = 0
     head: Head | None = None
+    phase: Phase = Phase.CANCELLED
+    """The last final one that was seen: what a job ended with whose row is gone since."""
     turn: asyncio.Event = field(default_factory=asyncio.Event)
     watchers: int = 0
 
@@ -144,6 +146,18 @@ class Streams:
                 elif not await self.turned(turn):
                     yield []
 
+    async def head(self, job: str) -> Head | None:
+        """Where a job is now, without waiting for the poll."""
+        async with self._database.reading() as session:
+            return (await _heads(session, [job])).get(job)
+
+    async def sent_all(self, kind: Literal["events", "metrics"], job: str, cursor: int) -> bool:
+        """Whether the job is over and has no row after `cursor`."""
+        async with self._database.reading() as session:
+            # The head first, as in the poll.
+            head = (await _heads(session, [job])).get(job)
+            return head is not None and head.over and not await SOURCES[kind].after(session, {job: cursor}, 1)
+
     async def turned(self, turn: asyncio.Event) -> bool:
         """Waits for a poll that brings something; False: it is time to say that the stream lives."""
         try:
@@ -180,7 +194,9 @@ class Streams:
                 mine = {job: topic for (k, job), topic in topics.items() if k == kind}
                 more |= await _read(session, kind, source, mine, changed)
         for (kind, job), topic in topics.items():
-            head = heads.get(job, Head(Phase.CANCELLED, 0, True))
+            head = heads.get(job, Head(topic.phase, 0, True))
+            if head.phase in FINAL:
+                topic.phase = head.phase
             # Logs have no rows: their streams look at the files at every turn.
             if (kind, job) in changed or head != topic.head or kind == "logs":
                 topic.head = None if more else head

@@ -67,6 +67,10 @@ def _connection(transport: Transport, path: str, params: dict[str, Any], last_id
         if source.response.is_error:
             source.response.read()
             raise Problem.of(source.response)
+        if source.response.status_code == 204:
+            # The connection broke just before the word that this was all.
+            yield Sent("", "end", None)
+            return
         for event in source.iter_sse():
             yield Sent(event.id, event.event, _plain(event.data))
 

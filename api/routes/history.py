@@ -63,7 +63,7 @@ async def listed_events(
 ) -> Any:
     """Events in order, after number `after`."""
     if _wants_stream(request, follow):
-        return await event_stream(job, control, last_event_id or str(after))
+        return await _event_stream(job, control, last_event_id, after)
     with refusing():
         async with control.database.reading() as session:
             await jobs.get(session, job)
@@ -78,9 +78,15 @@ async def listed_events(
     responses={**openapi.stream(EventView, "ids are event numbers"), **documented(404, 422)},
 )
 async def event_stream(job: JobId, control: Control, last_event_id: LastEventId = None) -> Response:
-    """Events as they happen."""
-    cursor = _number(last_event_id)
+    """Events as they happen. Asked again after the last of a job that is over, it answers 204."""
+    return await _event_stream(job, control, last_event_id)
+
+
+async def _event_stream(job: str, control: ControlPlane, last_event_id: str | None, after: int = 0) -> Response:
+    cursor = _number(last_event_id, after)
     await _exists(control, job)
+    if last_event_id and await control.streams.sent_all("events", job, cursor):
+        return Response(status_code=204)
     return _streaming(_rows(control, "events", job, cursor, EventView, "number", lambda row: True))
 
 
@@ -102,7 +108,7 @@ async def listed_metrics(
 ) -> Any:
     """Points in the order they came, after row `after`."""
     if _wants_stream(request, follow):
-        return await metric_stream(job, control, name, attempt, last_event_id or str(after))
+        return await _metric_stream(job, control, name, attempt, last_event_id, after)
     choice = metrics.Choice(name or (), attempt, superseded)
     more = None
     with refusing():
@@ -129,9 +135,22 @@ async def metric_stream(
     attempt: AttemptNumber = None,
     last_event_id: LastEventId = None,
 ) -> Response:
-    """Points as they arrive."""
-    cursor = _number(last_event_id)
+    """Points as they arrive. Asked again after the last of a job that is over, it answers 204."""
+    return await _metric_stream(job, control, name, attempt, last_event_id)
+
+
+async def _metric_stream(
+    job: str,
+    control: ControlPlane,
+    name: list[str] | None,
+    attempt: int | None,
+    last_event_id: str | None,
+    after: int = 0,
+) -> Response:
+    cursor = _number(last_event_id, after)
     await _exists(control, job)
+    if last_event_id and await control.streams.sent_all("metrics", job, cursor):
+        return Response(status_code=204)
 
     def wanted(row: Any) -> bool:
         return (not name or row.name in name) and attempt in (None, row.attempt)
@@ -179,13 +198,16 @@ async def log_stream(
     attempt: AttemptNumber = None,
     last_event_id: LastEventId = None,
 ) -> Response:
-    """Log lines as they are written, and those of the attempts that follow, unless `attempt` is given."""
+    """Log lines as they are written, and those of the attempts that follow, unless `attempt` is given. Asked again
+    after the last of a job that is over, it answers 204."""
     newest = await _exists(control, job)
     try:
         place = Place.parse(last_event_id) if last_event_id else Place(attempt or newest, {})
     except ValueError:
         raise _bad_id() from None
     wanted = [] if rank is None else [rank]
+    if last_event_id and await _log_is_all_sent(job, control, place, wanted, pinned=attempt is not None):
+        return Response(status_code=204)
     return _streaming(_log_lines(control, job, place, wanted, pinned=attempt is not None))
 
 
@@ -194,14 +216,26 @@ async def _rows(
 ) -> AsyncIterator[bytes]:
     async for batch in control.streams.rows(kind, job, cursor):
         if isinstance(batch, Head):
-            yield _end(batch)
+            yield _end(batch, str(cursor))
             return
+        cursor = getattr(batch[-1], id) if batch else cursor
         sent = [
             format_sse_event(data_str=view.model_validate(row).model_dump_json(), id=str(getattr(row, id)))
             for row in batch
             if wanted(row)
         ]
         yield b"".join(sent) or b": still here\n\n"
+
+
+async def _log_is_all_sent(job: str, control: ControlPlane, place: Place, ranks: list[int], *, pinned: bool) -> bool:
+    head = await control.streams.head(job)
+    if head is None or not (head.over or (pinned and head.attempt > place.attempt)):
+        return False
+    if head.attempt > place.attempt and not pinned:
+        return False
+    # A copy: looking moves a place on.
+    there = Place(place.attempt, dict(place.offsets))
+    return await asyncio.to_thread(there.next, control.logs, job, ranks, last=True) is None
 
 
 async def _log_lines(
@@ -218,7 +252,7 @@ async def _log_lines(
             elif head is not None and head.attempt > place.attempt and not pinned:
                 place.attempt, place.offsets = place.attempt + 1, {}
             elif head is not None and ended:
-                yield _end(head)
+                yield _end(head, str(place))
                 return
             elif not await control.streams.turned(turn):
                 yield b": still here\n\n"
@@ -228,17 +262,18 @@ def _streaming(content: AsyncIterator[bytes]) -> StreamingResponse:
     return StreamingResponse(content, media_type="text/event-stream", headers=_HEADERS)
 
 
-def _end(head: Head) -> bytes:
-    return format_sse_event(event="end", data_str=StreamEnd(phase=head.phase).model_dump_json())
+def _end(head: Head, id: str) -> bytes:
+    # With an id, even where nothing was sent before: a browser that comes back says it, and is told that this was all.
+    return format_sse_event(event="end", data_str=StreamEnd(phase=head.phase).model_dump_json(), id=id)
 
 
 def _wants_stream(request: Request, follow: bool) -> bool:
     return follow or "text/event-stream" in request.headers.get("accept", "")
 
 
-def _number(last_event_id: str | None) -> int:
+def _number(last_event_id: str | None, otherwise: int = 0) -> int:
     if not last_event_id:
-        return 0
+        return otherwise
     if not last_event_id.isascii() or not last_event_id.isdigit() or len(last_event_id) > 16:
         raise _bad_id()
     return int(last_event_id)

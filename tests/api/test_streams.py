@@ -10,10 +10,12 @@ from typing import Any
 import httpx
 import httpx_sse
 import pytest
+from sqlalchemy import delete
 
 from api import streams
 from api.serve import running
 from api.settings import Settings
+from api.store.tables import EventRow, JobRow
 from tests.api.conftest import REHEARSAL, Plane, Worker, happenings, paths, points
 
 
@@ -29,9 +31,11 @@ async def following(plane: Plane, path: str, last_id: str = "") -> AsyncIterator
     """The events of a stream, as they come."""
     headers = {"Last-Event-ID": last_id} if last_id else {}
     async with httpx_sse.aconnect_sse(plane.http, "GET", path, headers=headers) as source:
-        assert source.response.status_code == 200
+        assert source.response.status_code in (200, 204)
 
         async def sent() -> AsyncIterator[Sent]:
+            if source.response.status_code == 204:
+                return
             async for event in source.aiter_sse():
                 yield Sent(event.event, event.id, json.loads(event.data))
 
@@ -96,7 +100,10 @@ async def test_a_stream_that_breaks_anywhere_goes_on_without_loss_or_doubles(
         last_id = seen[-1].id if seen else ""
         async with asyncio.timeout(30), following(plane, f"/v1/jobs/{job}/{kind}/stream", last_id) as sent:
             for _ in range(7):
-                event = await anext(sent)
+                if (event := await anext(sent, None)) is None:
+                    # Nothing was left: it is not a stream any more.
+                    ended = True
+                    break
                 if event.event == "end":
                     ended = True
                     break
@@ -106,6 +113,27 @@ async def test_a_stream_that_breaks_anywhere_goes_on_without_loss_or_doubles(
         assert [event.data["step"] for event in seen] == list(range(total))
     else:
         assert [event.data["number"] for event in seen] == list(range(1, total + 2))
+
+
+@pytest.mark.parametrize("kind", ["events", "metrics", "logs"])
+async def test_a_browser_that_comes_back_after_the_end_is_told_to_stop(
+    plane: Plane, settings: Settings, kind: str
+) -> None:
+    job, _ = await working(plane)
+    folder = settings.data / "attempts" / f"{job}-a1" / "log"
+    folder.mkdir(parents=True)
+    (folder / "rank-0.log").write_text("a line\n")
+    await plane.set(job, phase="succeeded")
+    url = f"/v1/jobs/{job}/{kind}/stream"
+    last = (await whole(plane, url))[-1]
+    assert (last.event, bool(last.id)) == ("end", True)
+    again = await plane.http.get(url, headers={"Last-Event-ID": last.id})
+    assert (again.status_code, again.content) == (204, b"")
+    # Who asks for the first time is told how it ended; who was retried meanwhile is followed on.
+    assert [event.event for event in await whole(plane, url)][-1] == "end"
+    await plane.set(job, phase="queued")
+    async with asyncio.timeout(20), plane.http.stream("GET", url, headers={"Last-Event-ID": last.id}) as following_on:
+        assert following_on.status_code == 200
 
 
 async def test_many_streams_of_one_job_all_see_everything(plane: Plane) -> None:
@@ -219,6 +247,20 @@ async def test_streams_close_when_the_control_plane_stops(settings: Settings) ->
         await source.aclose()
     # Long before the server's patience with a request that does not end.
     assert asyncio.get_running_loop().time() - began < settings.shutdown_grace
+
+
+async def test_a_stream_of_a_job_that_is_purged_ends_with_the_phase_it_had(plane: Plane) -> None:
+    job = (await plane.submit())["id"]
+    async with following(plane, f"/v1/jobs/{job}/events/stream") as sent, asyncio.timeout(20):
+        await take(sent, 1)
+        await plane.set(job, phase="failed", retry_requested=True)
+        while plane.control.streams._topics["events", job].phase != "failed":
+            await asyncio.sleep(0.01)
+        async with plane.control.database.transaction() as session:
+            await session.execute(delete(EventRow).where(EventRow.job_id == job))
+            await session.execute(delete(JobRow).where(JobRow.id == job))
+        [end] = await take(sent, 1)
+        assert (end.event, end.data) == ("end", {"phase": "failed"})
 
 
 async def test_a_stream_of_a_job_that_is_deleted_ends(plane: Plane) -> None:
