@@ -1,6 +1,7 @@
 """Attempts' tokens: signed for one job and one attempt, and good for as long as that attempt is."""
 
 import secrets
+import time
 from dataclasses import dataclass
 
 import jwt
@@ -12,6 +13,9 @@ from api.store.ids import new_id
 from api.store.tables import SigningKeyRow
 
 _ALGORITHM = "HS256"
+# Seconds for which a key that was not there is not asked for again, and how many such names are remembered.
+_MISSED = 5.0
+_MISSES = 1000
 
 
 class BadToken(ValueError):
@@ -32,6 +36,7 @@ class Tokens:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._keys: dict[str, bytes] = {}
+        self._missed: dict[str, float] = {}
 
     async def issue(self, job: str, attempt: int) -> str:
         """A token for one attempt, signed with the newest key; the first call makes the first key."""
@@ -46,7 +51,7 @@ class Tokens:
             key_id = jwt.get_unverified_header(token).get("kid")
             if not isinstance(key_id, str):
                 raise BadToken("the token names no key")
-            secret = self._keys.get(key_id) or (await self._read()).get(key_id)
+            secret = self._keys.get(key_id) or await self._look(key_id)
             if secret is None:
                 raise BadToken("the token's key is not one of ours, or is retired")
             claims = jwt.decode(token, secret, [_ALGORITHM], options={"require": ["job", "attempt"]})
@@ -56,6 +61,18 @@ class Tokens:
         if not isinstance(job, str) or not isinstance(attempt, int):
             raise BadToken("the token's claims are not a job and an attempt")
         return Claim(job, attempt)
+
+    async def _look(self, key_id: str) -> bytes | None:
+        """A key that is not known here. A row is committed before its key signs: what is missing is nobody's."""
+        now = time.monotonic()
+        if now - self._missed.get(key_id, -_MISSED) < _MISSED:
+            return None
+        secret = (await self._read()).get(key_id)
+        if secret is None:
+            if len(self._missed) >= _MISSES:
+                self._missed.clear()
+            self._missed[key_id] = now
+        return secret
 
     async def _read(self) -> dict[str, bytes]:
         async with self._database.reading() as session:

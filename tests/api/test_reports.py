@@ -2,8 +2,12 @@
 
 from typing import Any
 
+import jwt
+import pytest
+
 from api.store import reports
-from tests.api.conftest import Plane, happenings, paths, points
+from api.tokens import Tokens
+from tests.api.conftest import Plane, Worker, happenings, paths, points
 from worker.contract.protocol import Report
 
 AT = "2026-01-01T00:00:00Z"
@@ -55,6 +59,24 @@ async def test_a_report_may_be_larger_than_people_s_bodies(plane: Plane) -> None
     assert len("€".encode()) * 8192 * 50 > plane.control.settings.max_body
     answer = await worker.report(events=told)
     assert answer.status_code == 200, answer.text
+
+
+async def test_a_token_of_an_unknown_key_costs_one_read_and_no_more(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = (await plane.submit())["id"]
+    worker = await plane.start(job)
+    stranger = Worker(
+        plane, job, 1, jwt.encode({"job": job, "attempt": 1}, "x" * 32, "HS256", headers={"kid": "key-x"})
+    )
+    assert (await stranger.report()).status_code == 401
+
+    async def read(_: Tokens) -> None:
+        raise AssertionError("it was read again")
+
+    monkeypatch.setattr(Tokens, "_read", read)
+    assert (await stranger.report()).status_code == 401
+    assert (await worker.report()).status_code == 200
 
 
 async def test_progress_is_dated_only_when_its_mark_grows(plane: Plane) -> None:
