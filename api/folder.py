@@ -21,11 +21,17 @@ class Store:
         (self.root / "files").mkdir(parents=True, exist_ok=True)
 
     def temporary_file(self, id: str) -> Path:
-        """Where a data file lies until its upload is committed, and for an instant after that."""
+        """Where a data file lies until its upload is committed, and for an instant after that.
+
+        Also what says of a file that is being deleted that its bytes may outlive its row.
+        """
         return self.root / "files" / f"{_TEMPORARY}{id}"
 
     def unsettled_files(self) -> list[str]:
-        """The ids of data files whose upload was cut off; not a young one's, which another replica may be taking."""
+        """The ids of data files whose upload or deletion was cut off.
+
+        Not a young one's: another replica may be at it.
+        """
         found = []
         for path in (self.root / "files").glob(f"{_TEMPORARY}*"):
             with contextlib.suppress(FileNotFoundError):

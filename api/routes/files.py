@@ -1,6 +1,7 @@
 """Data files: upload, list, read, download, delete."""
 
 import asyncio
+import contextlib
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -142,4 +143,9 @@ async def delete(file: FileId, control: Control) -> None:
         async with control.database.transaction() as session:
             row = await files.delete(session, file)
             await idempotency.forget(session, file)
+            # Before the commit: if this process dies right after it, a later start finds the bytes by this name.
+            # On a full disk it may fail, and deleting is what makes room there.
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(control.store.temporary_file(file).touch)
     await asyncio.to_thread(control.store.remove, row.path)
+    await asyncio.to_thread(control.store.temporary_file(file).unlink, missing_ok=True)

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from sqlalchemy.exc import OperationalError
 
 from api import errors
+from api.folder import Store
 from api.settings import Settings
 from api.uploads import Receiver, sweep
 from tests.api.conftest import DIALOGUE, TEXT, Plane, paths, rows
@@ -242,3 +243,21 @@ async def test_bytes_that_were_never_committed_are_swept_at_a_later_start_and_no
         os.utime(path, (0, 0))
     await sweep(plane.control.store, plane.control.database)
     assert sorted(left_behind(settings)) == sorted([f"{good}.jsonl", "file-another-s.jsonl"])
+
+
+async def test_bytes_of_a_deletion_that_was_cut_off_are_swept(
+    plane: Plane, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = (await upload(plane, rows(5))).json()["id"]
+
+    def die(*_: object) -> None:
+        raise RuntimeError("as if the process had died")
+
+    with monkeypatch.context() as dying:
+        dying.setattr(Store, "remove", die)
+        assert (await plane.http.delete(f"/v1/files/{id}")).status_code == 500
+    assert f"{id}.jsonl" in left_behind(settings)
+    for path in (settings.store_path / "files").iterdir():
+        os.utime(path, (0, 0))
+    await sweep(plane.control.store, plane.control.database)
+    assert left_behind(settings) == []
