@@ -254,8 +254,9 @@ async def test_a_stream_of_a_job_that_is_purged_ends_with_the_phase_it_had(plane
     async with following(plane, f"/v1/jobs/{job}/events/stream") as sent, asyncio.timeout(20):
         await take(sent, 1)
         await plane.set(job, phase="failed", retry_requested=True)
-        while plane.control.streams._topics["events", job].phase != "failed":
-            await asyncio.sleep(0.01)
+        topic = plane.control.streams._topics["events", job]
+        while topic.phase != "failed":
+            await topic.turn.wait()
         async with plane.control.database.transaction() as session:
             await session.execute(delete(EventRow).where(EventRow.job_id == job))
             await session.execute(delete(JobRow).where(JobRow.id == job))
