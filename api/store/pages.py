@@ -67,10 +67,11 @@ def decode(cursor: str) -> tuple[datetime, str]:
     try:
         text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode("ascii")
         at, id = text.split(" ")
+        given = datetime.fromisoformat(at)
         # In UTC, as a database compares it: a date at either end of the calendar has no such time.
-        created_at = datetime.fromisoformat(at).astimezone(UTC)
+        created_at = given.astimezone(UTC)
     except (ValueError, OverflowError, binascii.Error):
         raise BadCursor("write what the page before gave as `next`") from None
-    if "\x00" in id:
+    if given.tzinfo is None or "\x00" in id:
         raise BadCursor("write what the page before gave as `next`")
     return created_at, id

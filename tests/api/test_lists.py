@@ -44,6 +44,7 @@ async def test_filters_may_be_joined(plane: Plane) -> None:
 
 async def test_parameters_that_make_no_sense_are_named(plane: Plane) -> None:
     early = base64.urlsafe_b64encode(b"0001-01-01T00:00:00+23:59 x").decode()
+    nowhere = base64.urlsafe_b64encode(b"2026-01-01T00:00:00 x").decode()
     late = base64.urlsafe_b64encode(b"9999-12-31T23:59:59-23:59 x").decode()
     for params in (
         {"limit": 0},
@@ -52,6 +53,7 @@ async def test_parameters_that_make_no_sense_are_named(plane: Plane) -> None:
         {"after": "odd"},
         {"after": early},
         {"after": late},
+        {"after": nowhere},
         {"order": "odd"},
         {"name": "\0"},
     ):
