@@ -182,6 +182,7 @@ async def test_a_checkpoint_that_was_sealed_but_not_told_of_counts(plane: Plane)
     (plane.store / saved(plane, job, "checkpoints", "step-000000009")["path"] / "weights").write_text("torn")
     os.kill(int((plane.data / "attempts" / f"{job}-a1" / "lock").read_text()), signal.SIGKILL)
     row = await plane.reaches(job, Phase.STARTING, attempt=2)
+    await plane.runs(job, attempt=2)
     assert row.fruitless == 0
     async with plane.database.reading() as session:
         query = select(CheckpointRow.step, CheckpointRow.pruned_at).where(CheckpointRow.job_id == job)
@@ -198,6 +199,7 @@ async def test_half_a_checkpoint_of_a_killed_attempt_is_removed(plane: Plane) ->
     (half / "weights").write_text("ha")
     os.kill(int((plane.data / "attempts" / f"{job}-a1" / "lock").read_text()), signal.SIGKILL)
     await plane.reaches(job, Phase.STARTING, attempt=2)
+    await plane.runs(job, attempt=2)
     assert (half.exists(), folder.exists()) == (False, True)
 
 
