@@ -36,6 +36,11 @@ def mortal(tmp_path: Path) -> Iterator[ControlPlane]:
         yield running
 
 
+def waiting(plane: ControlPlane, job: str) -> list[Path]:
+    """The reports that nobody has answered yet: they wait in the spool of the job's first attempt."""
+    return list((plane.data / "store" / "jobs" / job / "a1" / "spool").glob("*.json"))
+
+
 def read(plane: ControlPlane, call: Callable[[], Any]) -> Any:
     """What the control plane answers; None while it is not up."""
     try:
@@ -159,7 +164,7 @@ def test_every_report_arrives_after_a_control_plane_that_was_stopped_for_a_while
     workers = mortal.attempt_pids(job)
     assert mortal.stop() == 0
     assert mortal.attempt_pids(job) == workers, "a stop ends no worker"
-    time.sleep(2)
+    wait_until(lambda: waiting(mortal, job), what="a report that waits on disk")
     mortal.start()
     ended = comes_to(mortal, job, "succeeded")
     assert ended.attempt == 1
@@ -225,7 +230,7 @@ def test_a_frozen_control_plane_is_waited_for(
     job = mortal.client.jobs.create(rehearsal(20)).id
     reaches_step(mortal, job, 3)
     mortal.freeze()
-    time.sleep(3)
+    wait_until(lambda: waiting(mortal, job), what="a report that waits on disk")
     mortal.thaw()
     ended = comes_to(mortal, job, "succeeded")
     assert ended.attempt == 1

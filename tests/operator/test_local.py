@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import stat
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from api.operator.cluster import CannotStart, ClusterError
 from api.operator.environment import environment
 from api.operator.folder import Folder
 from api.operator.local import LocalCluster
+from tests.disks import small_disk
 from tests.operator.builders import spec
 from tests.operator.conftest import STAND_IN, holders, local, until
 
@@ -250,19 +250,12 @@ async def test_a_damaged_last_word_is_no_success(cluster: LocalCluster, data: Pa
 
 
 def test_a_full_disk_is_said_in_a_sentence(tmp_path: Path) -> None:
-    full = tmp_path / "full"
-    full.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(full)], check=False)
-    if mounted.returncode:
-        pytest.skip("a small file system cannot be mounted here")
-    try:
+    with small_disk(tmp_path / "full", "16k") as full:
         (full / "ballast").write_bytes(b"x" * 12 * 1024)
         cluster = local(full)
         with pytest.raises(CannotStart, match=r"is full: free some space") as refused:
             asyncio.run(cluster.ensure(NAME, cluster.order("job-a", 1, spec(), {}), "token" * 4096))
         assert refused.value.reason is Reason.STORE_FULL
-    finally:
-        subprocess.run(["umount", str(full)], check=True)
 
 
 def test_names_that_lead_elsewhere_are_refused(cluster: LocalCluster) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.disks import small_disk
 from tests.process.attempts import Attempt, until
 from tests.process.listener import Listener
 from worker import checkpoint
@@ -236,15 +236,8 @@ def test_a_stalled_attempt_reports_without_progress_and_ends_when_asked(
 @pytest.fixture
 def small_store(tmp_path: Path) -> Iterator[Path]:
     """The store on a real file system of 4 MiB."""
-    store = tmp_path / "store"
-    store.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(store)], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("mounting a small file system needs root")
-    yield store
-    subprocess.run(["umount", "--lazy", str(store)], check=True)
+    with small_disk(tmp_path / "store", "4m") as store:
+        yield store
 
 
 def test_a_full_disk_is_a_clear_failure_and_the_older_checkpoint_stays_whole(

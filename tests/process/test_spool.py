@@ -1,6 +1,5 @@
 """The spool keeps reports while nobody takes them, within its bound."""
 
-import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.disks import small_disk
 from worker.contract.protocol import Checkpoint, Event, Metric, Report
 from worker.spool import Spool
 
@@ -37,15 +37,8 @@ def drained(spool: Spool) -> list[Report]:
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of 64 KiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("mounting a small file system needs root")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    with small_disk(tmp_path / "disk", "64k") as place:
+        yield place
 
 
 def test_reports_come_out_as_they_went_in_and_in_their_order(tmp_path: Path) -> None:
