@@ -1,13 +1,17 @@
 """The API under load: `python -m benchmarks.api_load [--jobs 200] [--watchers 50] [--seconds 20]`.
 
-A control plane on SQLite, in a process of its own; jobs whose workers report every 2 s, each with a point of five
-curves and its progress, and watchers that poll `GET /v1/jobs/{id}` twice a second. Prints, asserts nothing.
+A whole control plane on SQLite, its operator included, in a process of its own; jobs whose workers report every 2 s,
+each with a point of five curves and its progress, and watchers that ask twice a second what `rlhf watch` asks: the job,
+its new events, its new losses. The workers are this client, which holds each attempt's lock as a worker does, so that
+the operator sees them live and looks after them. Prints, asserts nothing.
 """
 
 import argparse
 import asyncio
+import fcntl
 import itertools
 import json
+import math
 import os
 import random
 import statistics
@@ -17,11 +21,14 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
-from sqlalchemy import update
+from sqlalchemy import func, select, update
 
+from api.operator.folder import Folder
+from api.operator.local import LocalCluster
 from api.settings import load as settings
 from api.store import jobs
 from api.store.database import Database, utcnow
@@ -37,9 +44,9 @@ SPEC = {"stage": {"type": "rehearse"}}
 
 
 async def start(data: Path) -> tuple[asyncio.subprocess.Process, str]:
-    """A control plane without an operator: nothing else is measured. Gives it with its address."""
+    """A control plane with its operator. Gives it with its address."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "api", "--role", "api", "--port", "0", "--data", str(data),
+        sys.executable, "-m", "api", "--role", "all", "--port", "0", "--data", str(data),
         stdout=asyncio.subprocess.PIPE, env={**os.environ, "DATABASE_URL": ""},
     )  # fmt: skip
     assert process.stdout is not None
@@ -60,7 +67,38 @@ async def make_jobs(data: Path, count: int) -> list[tuple[str, str]]:
     tokens = Tokens(database)
     issued = [(job, await tokens.issue(job, 1)) for job in made]
     await database.dispose()
+    cluster = LocalCluster(data, (data / "store").as_uri(), data / "worker-url")
+    for job in made:
+        folder = Folder(data / "attempts" / f"{job}-a1")
+        folder.path.mkdir(parents=True)
+        folder.spec.write_text(cluster.order(job, 1, spec, {}).model_dump_json())
+        # Held until this process ends: an attempt lives as long as anybody holds its lock.
+        fcntl.flock(os.open(folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC), fcntl.LOCK_EX)
     return issued
+
+
+async def running(data: Path) -> int:
+    """How many jobs run."""
+    database = Database(settings(data=data, database_url="").database)
+    async with database.reading() as session:
+        count = await session.scalar(select(func.count()).select_from(JobRow).where(JobRow.phase == "running"))
+    await database.dispose()
+    return count or 0
+
+
+async def all_running(data: Path, count: int, within: float) -> float:
+    """Waits until all jobs run, and gives the seconds that took. Raises TimeoutError."""
+    began = time.perf_counter()
+    async with asyncio.timeout(within):
+        while await running(data) < count:  # noqa: ASYNC110 (another process changes it)
+            await asyncio.sleep(POLL_EVERY)
+    return time.perf_counter() - began
+
+
+class Period:
+    """When the load ends, once that is known."""
+
+    until = math.inf
 
 
 class Caller:
@@ -75,8 +113,8 @@ class Caller:
         """How long each call took that began after `since`."""
         return [took for began, took in self._calls if began >= since]
 
-    async def call(self, method: str, path: str, body: bytes = b"", headers: str = "") -> None:
-        """Makes a request and notes how long its answer took. Raises RuntimeError unless that is 200."""
+    async def call(self, method: str, path: str, body: bytes = b"", headers: str = "", note: bool = True) -> Any:
+        """Makes a request and gives its answer's JSON. With `note` keeps how long it took. Raises RuntimeError."""
         if self._streams is None:
             self._streams = await asyncio.open_connection(self._address.hostname, self._address.port)
         reader, writer = self._streams
@@ -87,20 +125,22 @@ class Caller:
         answer = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         length = int(answer.partition("content-length: ")[2].partition("\r\n")[0])
         text = await reader.readexactly(length)
-        self._calls.append((began, time.perf_counter() - began))
+        if note:
+            self._calls.append((began, time.perf_counter() - began))
         if not answer.startswith("http/1.1 200 "):
             raise RuntimeError(f"{method} {path}: {answer.partition(chr(13))[0]} {text.decode()}")
+        return json.loads(text)
 
 
-async def every(seconds: float, until: float, act: Callable[[], Awaitable[None]]) -> None:
+async def every(seconds: float, period: Period, act: Callable[[], Awaitable[None]]) -> None:
     """Does `act` at a steady pace, from a random moment on; a late one delays those after it."""
     await asyncio.sleep(random.random() * seconds)
-    while (began := time.perf_counter()) < until:
+    while (began := time.perf_counter()) < period.until:
         await act()
-        await asyncio.sleep(max(0.0, min(until, began + seconds) - time.perf_counter()))
+        await asyncio.sleep(max(0.0, min(period.until, began + seconds) - time.perf_counter()))
 
 
-async def work(caller: Caller, token: str, until: float) -> None:
+async def work(caller: Caller, token: str, period: Period) -> None:
     """One worker: reports every 2 s."""
     headers = f"Authorization: Bearer {token}\r\nContent-Type: application/json\r\n"
     numbers = itertools.count(1)
@@ -116,12 +156,22 @@ async def work(caller: Caller, token: str, until: float) -> None:
         }
         await caller.call("POST", "/worker/v1/report", json.dumps(body).encode(), headers)
 
-    await every(REPORT_EVERY, until, report)
+    await every(REPORT_EVERY, period, report)
 
 
-async def watch(caller: Caller, names: list[str], until: float) -> None:
-    """One watcher: reads one job or another, twice a second."""
-    await every(POLL_EVERY, until, lambda: caller.call("GET", f"/v1/jobs/{random.choice(names)}"))
+async def watch(caller: Caller, job: str, period: Period) -> None:
+    """One watcher: asks twice a second what `rlhf watch` asks. Only how long the job itself took is kept."""
+    event = point = 0
+
+    async def look() -> None:
+        nonlocal event, point
+        await caller.call("GET", f"/v1/jobs/{job}")
+        events = await caller.call("GET", f"/v1/jobs/{job}/events?after={event}", note=False)
+        points = await caller.call("GET", f"/v1/jobs/{job}/metrics?name=train/loss&after={point}", note=False)
+        event = max([event, *(e["number"] for e in events["data"])])
+        point = max([point, *(p["id"] for p in points["data"])])
+
+    await every(POLL_EVERY, period, look)
 
 
 def show(what: str, seconds: list[float], period: float) -> None:
@@ -154,21 +204,25 @@ async def main() -> None:
             def cpu() -> list[float]:
                 return [sum(process.cpu_times()[:2]) for process in (server, own)]
 
-            # All have begun after one period; only then is it measured.
-            since = time.perf_counter() + REPORT_EVERY
-            until = since + given.seconds
+            # All workers report for the first time within one period. What is measured begins when all jobs run.
+            period = Period()
             load = asyncio.gather(
-                *(work(caller, token, until) for caller, token in workers),
-                *(watch(caller, names, until) for caller in watchers),
+                *(work(caller, token, period) for caller, token in workers),
+                *(watch(caller, random.choice(names), period) for caller in watchers),
             )
+            starting = await all_running(data, given.jobs, within=120)
             await asyncio.sleep(REPORT_EVERY)
-            before = cpu()
+            since, before = time.perf_counter(), cpu()
+            period.until = since + given.seconds
             await load
             used = [100 * (after - b) / given.seconds for after, b in zip(cpu(), before, strict=True)]
+            if (left := await running(data)) < given.jobs:
+                raise RuntimeError(f"only {left} of {given.jobs} jobs ran at the end")
         finally:
             process.terminate()
             await process.wait()
     print(f"{given.jobs} jobs, {given.watchers} watchers, {given.seconds:g} s, {os.cpu_count()} cores, SQLite")
+    print(f"{'all jobs running':<22} {starting:7.1f} s after the first report")
     show("GET /v1/jobs/{id}", [took for caller in watchers for took in caller.seconds(since)], given.seconds)
     show("POST /worker/v1/report", [took for caller, _ in workers for took in caller.seconds(since)], given.seconds)
     print(

@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from worker.channel import Channel
 from worker.contract.order import Order
-from worker.errors import BadSpec
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,3 @@ class Context:
     def relative(self, path: Path) -> str:
         """A path in the store as messages name it: relative to the store's root."""
         return path.relative_to(self.store).as_posix()
-
-
-def store_path(url: str) -> Path:
-    """The folder of a `file://` store. Raises BadSpec for any other."""
-    parts = urlsplit(url)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-        raise BadSpec(f"the store {url} is not one that this worker can reach: it must be file:///a/folder")
-    return Path(unquote(parts.path))

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from worker.contract.manifest import file_sha256
+from worker import ahead
 from worker.contract.order import Input
 from worker.contract.rows import NEEDED_BY_STAGE, BadRow, Dialogue, Row, Text, parse_line
 from worker.contract.spec import PretrainStage, SftStage
 from worker.dialogue import Rendered, TemplateChanges, rendered
 from worker.errors import BadData
+from worker.paths import local_path
 
 # Rows that are tokenized at once: the tokenizer spreads them over the cores.
 _BATCH = 1024
@@ -53,16 +53,6 @@ def sample(ids: Sequence[int] | NDArray[np.int32], trained: Sequence[bool] | NDA
     return Sample(np.array(ids, dtype=np.int32), mask)
 
 
-def local_path(location: str) -> Path:
-    """The path of a `file://` URL or of a plain path. Raises BadData for any other URL."""
-    parts = urlsplit(location)
-    if parts.scheme == "file":
-        return Path(unquote(parts.path))
-    if parts.scheme:
-        raise BadData(f"{location}: only files of this machine can be read, by a path or file://")
-    return Path(location)
-
-
 def load_samples(source: Input, stage: SftStage | PretrainStage, tokenizer: PreTrainedTokenizerBase) -> list[Sample]:
     """A data file's samples, in its order. Raises BadData, with the line where it can be told.
 
@@ -70,7 +60,7 @@ def load_samples(source: Input, stage: SftStage | PretrainStage, tokenizer: PreT
     """
     path = local_path(source.location)
     try:
-        found = file_sha256(path)
+        found = ahead.tree_hash(path)
     except OSError as error:
         raise BadData(f"{source.reference}: cannot be read: {error.strerror or error}") from None
     if found != source.sha256:

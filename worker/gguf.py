@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from worker import checkpoint
+from worker import ahead, checkpoint
 from worker.contract import manifest
-from worker.contract.manifest import Damaged
 from worker.errors import BadSpec
 
 _MAGIC = b"GGUF"
@@ -67,11 +66,7 @@ def converted(
 
 def _whole(folder: Path) -> bool:
     """Whether a converted model is there with all its bits: others write on the same disk, and bits flip."""
-    try:
-        manifest.verify(folder)
-    except Damaged:
-        return False
-    return True
+    return ahead.whole(folder)
 
 
 def _wait_for(lock: int, waiting: Callable[[], None]) -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from worker.channel import Stop
-from worker.context import store_path
 from worker.contract.order import Order
 from worker.contract.protocol import Exit, Finish, Termination
 from worker.errors import BadSpec
 from worker.outbox import Outbox
 from worker.outcome import Outcome, judge
+from worker.paths import store_path
 from worker.ranks import Rank, spawn
 from worker.reporter import DRAIN, Heard, Reporter, Word
 from worker.termination import TerminationFile

@@ -19,16 +19,16 @@ from transformers import (
 )
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from worker.contract import manifest
+from worker import ahead
 from worker.contract.architectures import POSITIONS
 from worker.contract.order import Input
 from worker.contract.spec import JobSpec, RehearseStage, Scratch, SftStage, TrainStage
-from worker.data import local_path
 from worker.dialogue import check_template
 from worker.errors import BadData, BadSpec
 from worker.gguf import converted, gguf_in
 from worker.isolation import check_isolation
 from worker.lora import with_adapters
+from worker.paths import local_path
 from worker.scratch import from_scratch
 from worker.tokenizers import bytes_tokenizer
 
@@ -102,12 +102,12 @@ def located(
         raise BadSpec(f"stage.model: {source.reference} is not there any more ({path})")
     # A file is opened by its own hash, a registered model by its manifest's, any other folder by its files' names and
     # hashes: `tree_hash` is all three.
-    if manifest.tree_hash(path) != source.sha256:
+    if ahead.tree_hash(path) != source.sha256:
         raise BadSpec(f"stage.model: {source.reference} has changed since the job was accepted; submit the job anew")
     if (gguf := gguf_in(path)) is not None:
         # Of a file, its hash is `tree_hash`, which has been compared above.
         known = source.sha256 if gguf == path else None
-        folder, note = converted(gguf, store / "cache" / "models", known, waiting)
+        folder, note = converted(gguf, ahead.models_cache(store), known, waiting)
         notes += [note] if note else []
         return str(folder), None
     if path.is_file():

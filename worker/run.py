@@ -14,11 +14,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
+from worker import ahead
 from worker.channel import Channel
-from worker.context import Context, store_path
+from worker.context import Context
 from worker.contract.order import Order
 from worker.contract.protocol import Exit, Output
 from worker.errors import OutOfMemory, Stopped, StoreFull, WorkerFailure, is_out_of_memory, is_store_full
+from worker.paths import store_path
 
 # A stage's module has `run(context) -> list[Output]`. Modules are imported only when their stage is asked for.
 STAGES = {
@@ -57,6 +59,7 @@ def main() -> NoReturn:
 
 def run_stage(order: Order, channel: Channel) -> list[Output]:
     """Imports the stage, waits for the start, and runs it. Gives the outputs. Raises what the stage raises."""
+    ahead.begin(order, channel.wait_for_start)
     # The slow imports come before the control plane's answer; they touch nothing of the job.
     stage = _import(STAGES[order.spec.stage.type])
     channel.wait_for_start()

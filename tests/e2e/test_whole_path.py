@@ -1,10 +1,13 @@
 """From a POST to a model that answers: the real server, the real operator, real DeepSpeed ranks."""
 
+import itertools
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -161,3 +164,32 @@ def test_training_goes_on_while_the_control_plane_is_stopped_and_every_report_ar
         points = plane.client.jobs.metrics(job.id, name="train/loss")
         assert [p.step for p in points] == list(range(1, 401))
         assert [p for p in points if stopped < p.at < started], "no step was made while the control plane was away"
+
+
+@pytest.mark.soak
+def test_training_keeps_its_pace_while_the_control_plane_is_away_for_a_minute(dialogues: Path, tmp_path: Path) -> None:
+    with control_plane(tmp_path / "plane") as plane:
+        uploaded = plane.client.files.upload(dialogues)
+        job = plane.client.jobs.create(sft(f"files/{uploaded.id}", steps=100_000))
+        wait_until(lambda: 500 in losses(plane, job.id), seconds=300, what="500 steps")
+        assert plane.stop() == 0
+        stopped = datetime.now(UTC)
+        # The minute is what is tried here: nothing else could be waited for.
+        time.sleep(60)
+        started = datetime.now(UTC)
+        plane.start()
+        seen = max(losses(plane, job.id))
+        wait_until(lambda: max(losses(plane, job.id)) > seen + 500, seconds=300, what="500 steps more")
+        plane.client.jobs.cancel(job.id)
+        finished(plane, job.id, "cancelled")
+        points = plane.client.jobs.metrics(job.id, name="train/loss")
+        assert [p.step for p in points] == list(range(1, len(points) + 1))
+        took = [(b.at, (b.at - a.at).total_seconds()) for a, b in itertools.pairwise(points)]
+        away = [seconds for at, seconds in took if stopped < at < started]
+        there = [seconds for at, seconds in took if not stopped <= at <= started]
+        ratio = statistics.median(away) / statistics.median(there)
+        print(f"\n{len(away)} steps in the minute without a control plane; median step {ratio:.2f} times one with it")
+        # Not one long wait, and none that every step pays: both would be the spool's doing.
+        assert ratio < 1.25
+        assert sum(away) > 50
+        assert max(away) < 5
