@@ -10,7 +10,7 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from api.errors import Refusal, invalid
-from worker.contract.check import Problem
+from worker.contract.problem import Problem
 
 # Deeper than any spec, shallower than any recursion limit.
 _MAX_DEPTH = 100

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from api.store.reports import AttemptOver, JobGone, Misplaced
-from worker.contract.check import Problem
+from worker.contract.problem import Problem
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"

@@ -3,9 +3,8 @@
 import asyncio
 import logging
 from pathlib import Path
-from typing import NamedTuple
 
-from api.weights import NotAModel, positions_of, read_config
+from api.weights import Known, NotAModel, read_config, told_by
 
 log = logging.getLogger(__name__)
 
@@ -14,15 +13,11 @@ class NotFound(ValueError):
     """Neither the hub nor the cache has the model."""
 
 
-class Found(NamedTuple):
-    """A model on the hub: the revision that its name means now, and its positions if they are known."""
+async def find(name: str, timeout: float) -> Known:
+    """What a hub name means now: asks the hub for at most about `timeout` seconds, then the cache. Raises NotFound.
 
-    revision: str
-    positions: int | None
-
-
-async def find(name: str, timeout: float) -> Found:
-    """Asks the hub for at most about `timeout` seconds, then the cache. Raises NotFound."""
+    The hash is the revision.
+    """
     try:
         async with asyncio.timeout(timeout + 1):
             return await asyncio.to_thread(_ask, name, timeout)
@@ -30,7 +25,7 @@ async def find(name: str, timeout: float) -> Found:
         return await asyncio.to_thread(_cached, name, "the hub did not answer in time")
 
 
-def _ask(name: str, timeout: float) -> Found:
+def _ask(name: str, timeout: float) -> Known:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
     from huggingface_hub.utils._validators import validate_repo_id
@@ -54,10 +49,10 @@ def _ask(name: str, timeout: float) -> Found:
         return _cached(name, "the hub cannot be reached")
     if info.sha is None:
         raise NotFound("the hub names no revision of it")
-    return Found(info.sha, positions_of(info.config))
+    return Known(info.sha, *told_by(info.config))
 
 
-def _cached(name: str, why: str) -> Found:
+def _cached(name: str, why: str) -> Known:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -70,6 +65,6 @@ def _cached(name: str, why: str) -> Found:
     # …/models--org--name/snapshots/<revision>/config.json
     path = Path(config)
     try:
-        return Found(path.parent.name, positions_of(read_config(path)))
+        return Known(path.parent.name, *told_by(read_config(path)))
     except NotAModel as error:
         raise NotFound(f"{why}, and in the local cache {error}") from None

@@ -14,12 +14,15 @@ from api.folder import Store
 from api.settings import Settings
 from api.store import files, models
 from api.store.database import Database
-from api.weights import Known, NotAModel, Weights
-from worker.contract.check import InvalidSpec, Problem
+from api.weights import Known, NotAModel, Task, Weights
+from worker.contract.check import InvalidSpec
 from worker.contract.manifest import file_sha256
 from worker.contract.order import Input
-from worker.contract.rows import NEEDED_BY_STAGE, BadRow, RowKind, check_rows
-from worker.contract.spec import JobSpec, TrainStage
+from worker.contract.problem import Problem
+from worker.contract.references import Wanted, references
+from worker.contract.rows import BadRow, check_rows
+from worker.contract.spec import JobSpec
+from worker.contract.stages import RehearseStage
 
 T = TypeVar("T")
 
@@ -39,16 +42,16 @@ class Resolver:
         """The inputs by their path in the spec. Raises InvalidSpec with all that is wrong."""
         problems = self._unfit(spec)
         found: dict[str, Input] = {}
-        for path, reference, wanted in spec.references():
+        for wanted in references(spec):
             try:
-                if wanted == "data":
-                    found[path] = await self._data(reference, NEEDED_BY_STAGE[spec.stage.type], spec.stage.type)
+                if wanted.kind == "data":
+                    found[wanted.path] = await self._data(wanted, spec.stage.type)
                 else:
-                    given, positions = await self._model(reference, tokenizer_only=path.endswith(".tokenizer"))
-                    found[path] = given
-                    problems += _too_long(spec, path, positions)
+                    given, known = await self._model(wanted.reference, tokenizer_only=wanted.kind == "tokenizer")
+                    found[wanted.path] = given
+                    problems += _of_another_kind(wanted, known) + _too_long(spec, wanted, known)
             except Unresolved as error:
-                problems.append(Problem(path, str(error)))
+                problems.append(Problem(wanted.path, str(error)))
         if problems:
             raise InvalidSpec(problems)
         return found
@@ -58,14 +61,16 @@ class Resolver:
             return [Problem("resources.nodes", f"this cluster is one machine; write 1, not {spec.resources.nodes}")]
         return []
 
-    async def _data(self, reference: str, needed: RowKind, stage: str) -> Input:
+    async def _data(self, wanted: Wanted, stage: str) -> Input:
+        reference = wanted.reference
         if reference.startswith("files/"):
             given, kind = await self._file(reference)
         elif reference.startswith(("/", "./")):
             given, kind = await _in_thread(self._data_path, reference)
         else:
             raise Unresolved("data is an uploaded file (`files/ID`), or a path that starts with `/` or `./`")
-        if kind != needed:
+        if kind not in wanted.rows:
+            needed = "` or `".join(wanted.rows)
             raise Unresolved(f"its rows have `{kind}`, but {stage} needs rows with `{needed}`")
         return given
 
@@ -93,7 +98,7 @@ class Resolver:
         given = Input(reference=reference, kind="path", location=str(path), sha256=file_sha256(path), rows=summary.rows)
         return given, summary.kind
 
-    async def _model(self, reference: str, *, tokenizer_only: bool) -> tuple[Input, int | None]:
+    async def _model(self, reference: str, *, tokenizer_only: bool) -> tuple[Input, Known]:
         if reference.startswith("models/"):
             async with self._database.reading() as session:
                 return await self._registered(session, reference, tokenizer_only=tokenizer_only)
@@ -103,11 +108,9 @@ class Resolver:
             found = await hub.find(reference, self._settings.hub_timeout)
         except hub.NotFound as error:
             raise Unresolved(str(error)) from None
-        return Input(reference=reference, kind="hub", location=reference, sha256=found.revision), found.positions
+        return Input(reference=reference, kind="hub", location=reference, sha256=found.sha256), found
 
-    async def _registered(
-        self, session: AsyncSession, reference: str, *, tokenizer_only: bool
-    ) -> tuple[Input, int | None]:
+    async def _registered(self, session: AsyncSession, reference: str, *, tokenizer_only: bool) -> tuple[Input, Known]:
         name = reference.removeprefix("models/")
         try:
             row = await models.get(session, name)
@@ -121,12 +124,12 @@ class Resolver:
             raise Unresolved(f"{name!r} is damaged in the store: its files do not have their hashes any more")
         # The version is said out loud: the newest one may be another tomorrow.
         pinned = f"models/{row.name}@{row.version}"
-        return Input(reference=pinned, kind="model", location=row.path, sha256=row.sha256), known.positions
+        return Input(reference=pinned, kind="model", location=row.path, sha256=row.sha256), known
 
-    def _model_path(self, reference: str, tokenizer_only: bool) -> tuple[Input, int | None]:
+    def _model_path(self, reference: str, tokenizer_only: bool) -> tuple[Input, Known]:
         path = self._allowed(reference)
         known = self._look(path, tokenizer_only)
-        return Input(reference=reference, kind="path", location=str(path), sha256=known.sha256), known.positions
+        return Input(reference=reference, kind="path", location=str(path), sha256=known.sha256), known
 
     def _look(self, path: Path, tokenizer_only: bool) -> Known:
         try:
@@ -151,14 +154,27 @@ class Resolver:
         return path
 
 
-def _too_long(spec: JobSpec, path: str, positions: int | None) -> list[Problem]:
-    stage = spec.stage
-    if path != "stage.model" or positions is None or not isinstance(stage, TrainStage):
+def _of_another_kind(wanted: Wanted, known: Known) -> list[Problem]:
+    """A model that scores where one that writes is needed, or the other way round."""
+    if known.task is None or wanted.kind not in ("model", "reward") or known.task == _TASKS[wanted.kind]:
         return []
-    if stage.max_length <= positions:
+    is_, needed = _SAID[known.task], _SAID[_TASKS[wanted.kind]]
+    return [Problem(wanted.path, f"{wanted.reference} is {is_}; give {needed}")]
+
+
+_TASKS: dict[str, Task] = {"model": "write", "reward": "score"}
+_SAID: dict[Task, str] = {"write": "a language model", "score": "a reward model (of the stage `reward`)"}
+
+
+def _too_long(spec: JobSpec, wanted: Wanted, known: Known) -> list[Problem]:
+    if wanted.kind == "tokenizer" or known.positions is None or isinstance(spec.stage, RehearseStage):
         return []
+    if spec.stage.max_length <= known.positions:
+        return []
+    which = "the model" if wanted.path == "stage.model" else wanted.reference
+    limit = known.positions
     return [
-        Problem("stage.max_length", f"the model has {positions} positions; write at most that, not {stage.max_length}")
+        Problem("stage.max_length", f"{which} has {limit} positions; write at most that, not {spec.stage.max_length}")
     ]
 
 

@@ -18,7 +18,7 @@ from api.errors import Refusal, invalid
 from api.folder import Store, sync_folder
 from api.store import files
 from api.store.database import Database
-from worker.contract.check import Problem
+from worker.contract.problem import Problem
 from worker.contract.rows import MAX_LINE_BYTES, BadRow, RowChecker
 
 # Lines are checked in a thread, this many bytes a time: the loop goes on answering others.

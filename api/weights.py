@@ -4,7 +4,7 @@ import json
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from worker.contract.architectures import POSITIONS
 from worker.contract.manifest import tree_hash
@@ -14,11 +14,24 @@ class NotAModel(ValueError):
     """A file or folder that no model can be read from, with what is missing."""
 
 
+Task = Literal["write", "score"]
+"""What a model is for: it writes text, or scores it."""
+
+
+class Config(NamedTuple):
+    """What a configuration tells of its model; None: it does not say."""
+
+    positions: int | None
+    """The longest sequence it can take, in tokens."""
+    task: Task | None
+
+
 class Known(NamedTuple):
-    """A model's hash, and the longest sequence it can take (None: it does not say)."""
+    """A model's hash, and what its configuration tells."""
 
     sha256: str
     positions: int | None
+    task: Task | None
 
 
 class Weights:
@@ -36,8 +49,8 @@ class Weights:
             if (known := self._known.get(stamp)) is not None:
                 self._known.move_to_end(stamp)
                 return known
-        positions = None if tokenizer_only else _inspect(path)
-        known = Known(tree_hash(path), positions)
+        config = Config(None, None) if tokenizer_only else _inspect(path)
+        known = Known(tree_hash(path), *config)
         if not tokenizer_only:
             with self._lock:
                 self._known[stamp] = known
@@ -57,6 +70,18 @@ def positions_of(config: Any) -> int | None:
     return positions_of(config.get("text_config"))
 
 
+def told_by(config: Any) -> Config:
+    """What a transformers configuration tells."""
+    named = config.get("architectures") if isinstance(config, dict) else None
+    name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
+    task: Task | None = None
+    if name.endswith("ForSequenceClassification"):
+        task = "score"
+    elif name.endswith(("ForCausalLM", "LMHeadModel")):
+        task = "write"
+    return Config(positions_of(config), task)
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """A `config.json`. Raises NotAModel."""
     try:
@@ -68,17 +93,17 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _inspect(path: Path) -> int | None:
+def _inspect(path: Path) -> Config:
     if path.is_file():
-        return _gguf_positions(path)
+        return Config(_gguf_positions(path), "write")
     if (path / "config.json").is_file():
         if (path / "adapter_config.json").is_file():
             raise NotAModel("holds an adapter beside a model; give the merged model")
         if not any(path.glob("*.safetensors")):
             raise NotAModel("has no .safetensors file; weights are never read from pickles")
-        return positions_of(read_config(path / "config.json"))
+        return told_by(read_config(path / "config.json"))
     if len(files := sorted(path.glob("*.gguf"))) == 1:
-        return _gguf_positions(files[0])
+        return Config(_gguf_positions(files[0]), "write")
     if (path / "adapter_config.json").is_file():
         raise NotAModel("holds an adapter; give the merged model")
     raise NotAModel("is not a model's folder: it needs config.json and .safetensors, or one .gguf file")

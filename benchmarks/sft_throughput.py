@@ -34,11 +34,12 @@ from tests.model.test_losses import MARKED
 from worker.contract.check import parse_spec
 from worker.contract.manifest import tree_hash
 from worker.contract.order import Input
-from worker.contract.spec import JobSpec, SftStage
+from worker.contract.spec import JobSpec
+from worker.contract.stages import SftStage
 from worker.data import load_samples
 from worker.dataset import Dataset
 from worker.distributed import Ranks
-from worker.engine import Engine
+from worker.engine import Engine, Setting
 from worker.feed import Feed
 from worker.gguf import converted
 from worker.losses import token_loss_sum
@@ -72,7 +73,7 @@ def ours(model: Path, data: Path, folder: Path) -> dict[bool, Turn]:
     Ranks(0, 1)
     # DeepSpeed asks for it; TRL's accelerate would take it as the word that it runs distributed.
     os.environ["LOCAL_RANK"] = "0"
-    engine = Engine(loaded.model, token_loss_sum, spec)
+    engine = Engine(loaded.model, token_loss_sum, Setting.of(spec))
     del os.environ["LOCAL_RANK"]
 
     def turn_of(packing: bool) -> Turn:

@@ -9,7 +9,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from worker.contract.metrics import METRICS
-from worker.contract.spec import JobSpec, PretrainStage, RehearseStage, SftStage, TrainStage
+from worker.contract.spec import JobSpec
+from worker.contract.stages import PretrainStage, RehearseStage, SftStage, TrainStage
 
 HEAD = """# The job spec
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from worker.contract.metrics import METRICS
+from worker.contract.metrics import known
 from worker.contract.protocol import Activity, Checkpoint, Event, Exit, Level, Output
 from worker.errors import Stopped, WorkerFailure
 
@@ -94,7 +94,7 @@ class Channel:
         of `worker.contract.metrics`; values that are no finite number are left out. `mark=False` says that this is no
         progress: a job without progress is stalled. Raises ValueError for a metric without a name in the table.
         """
-        if metrics is not None and (unknown := metrics.keys() - METRICS.keys()):
+        if metrics is not None and (unknown := [name for name in metrics if not known(name)]):
             raise ValueError(f"no such metric in worker.contract.metrics: {', '.join(sorted(unknown))}")
         said = {
             "activity": activity,

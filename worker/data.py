@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from worker import ahead
 from worker.contract.order import Input
-from worker.contract.rows import NEEDED_BY_STAGE, BadRow, Dialogue, Row, Text, parse_line
-from worker.contract.spec import PretrainStage, SftStage
+from worker.contract.rows import ROWS_OF, BadRow, Dialogue, Row, Text, parse_line
+from worker.contract.stages import PretrainStage, SftStage
 from worker.dialogue import Rendered, TemplateChanges, rendered
 from worker.errors import BadData
 from worker.paths import local_path
@@ -76,7 +76,7 @@ def load_samples(source: Input, stage: SftStage | PretrainStage, tokenizer: PreT
 
 def read_rows(path: Path, stage: str) -> Iterator[tuple[int, Row]]:
     """The rows of a JSONL file with their lines, counted from 1; blank lines are passed over. Raises BadData."""
-    needed = NEEDED_BY_STAGE[stage]
+    needed = ROWS_OF[stage]
     with path.open("rb") as file:
         for line, raw in enumerate(file, start=1):
             text = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
@@ -86,8 +86,8 @@ def read_rows(path: Path, stage: str) -> Iterator[tuple[int, Row]]:
                 kind, row = parse_line(text, line)
             except BadRow as error:
                 raise BadData(str(error)) from None
-            if kind != needed:
-                raise BadData(f"line {line}: has `{kind}`, but {stage} needs rows of `{needed}`")
+            if kind not in needed:
+                raise BadData(f"line {line}: has `{kind}`, but {stage} needs rows of `{'` or `'.join(needed)}`")
             yield line, row
 
 

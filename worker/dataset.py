@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from worker.contract.order import Order
-from worker.contract.spec import PretrainStage, SftStage
+from worker.contract.stages import PretrainStage, SftStage
 from worker.data import Sample, held_out, load_samples
 
 

@@ -4,6 +4,7 @@ import importlib
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +14,62 @@ from deepspeed.runtime import bf16_optimizer, compiler
 from deepspeed.runtime.zero import GatheredParameters
 from torch import Tensor, nn
 
-from worker.contract.spec import JobSpec, RehearseStage
+from worker.contract.parts import DeepSpeed, Optimizer
+from worker.contract.spec import JobSpec
+from worker.contract.stages import TrainStage
 from worker.gradients import discard
-from worker.packing import MicroBatch
 
-LossSum = Callable[[nn.Module, MicroBatch], Tensor]
+Compute = Callable[[nn.Module, Any], Tensor]
+"""What is computed of a model and a batch (anything with `to(device)`). An objective gives sums over the batch, [k] or
+a scalar: the first is the loss."""
 Timer = Callable[[str], AbstractContextManager[Any]]
 _TAG = "engine"  # DeepSpeed's own files lie in this folder of a checkpoint
 
 
 class Objective(nn.Module):
-    """The model together with its loss, so that DeepSpeed's hooks see one forward a micro-batch."""
+    """The model together with what is computed of it, so that DeepSpeed's hooks see one forward a micro-batch."""
 
-    def __init__(self, model: nn.Module, loss_sum: LossSum):
+    def __init__(self, model: nn.Module, objective: Compute):
         super().__init__()
         self.model = model
-        self.loss_sum = loss_sum
+        self.objective = objective
 
-    def forward(self, batch: MicroBatch) -> Tensor:
-        """The sum of the micro-batch's losses, in nats (a scalar)."""
-        return self.loss_sum(self.model, batch)
+    def forward(self, batch: Any, compute: Compute | None = None) -> Tensor:
+        """The objective of the micro-batch, or whatever `compute` makes of model and batch."""
+        return (compute or self.objective)(self.model, batch)
 
 
-def effective_zero(spec: JobSpec) -> int:
+@dataclass(frozen=True)
+class Setting:
+    """How one engine shards, computes and updates."""
+
+    deepspeed: DeepSpeed
+    optimizer: Optimizer
+    ranks: int
+    micro_batch: int  # rows a rank at a time
+    accumulation: int  # micro-batches an update
+
+    @classmethod
+    def of(cls, spec: JobSpec) -> "Setting":
+        """That of a job which trains one model."""
+        assert isinstance(spec.stage, TrainStage)
+        return cls(spec.deepspeed, spec.stage.optimizer, spec.ranks, spec.micro_batch, spec.accumulation)
+
+
+def effective_zero(deepspeed: DeepSpeed) -> int:
     """The ZeRO stage that runs.
 
     In bf16 without ZeRO, DeepSpeed adds gradients up in bf16, which loses most of what a micro-batch of a long
     accumulation says; its stage 1 adds them up in fp32 and computes the same otherwise.
     """
-    wanted = spec.deepspeed.zero
-    return 1 if wanted == 0 and spec.deepspeed.precision == "bf16" else wanted
+    return 1 if deepspeed.zero == 0 and deepspeed.precision == "bf16" else deepspeed.zero
 
 
-def deepspeed_config(spec: JobSpec) -> dict[str, Any]:
-    """DeepSpeed's configuration of a job: what the spec decides, and what its `deepspeed.config` adds."""
-    assert not isinstance(spec.stage, RehearseStage)
-    zero = effective_zero(spec)
-    bf16 = spec.deepspeed.precision == "bf16"
-    told = spec.deepspeed.config.model_dump(exclude_none=True)
+def deepspeed_config(setting: Setting) -> dict[str, Any]:
+    """DeepSpeed's configuration of an engine: what the spec decides, and what its `deepspeed.config` adds."""
+    zero = effective_zero(setting.deepspeed)
+    bf16 = setting.deepspeed.precision == "bf16"
+    told = setting.deepspeed.config.model_dump(exclude_none=True)
     sharding: dict[str, Any] = {
         # DeepSpeed's buckets of 500 M elements are 2 GB a buffer; a model of that size gains nothing from them here.
         "reduce_bucket_size": 50_000_000,
@@ -58,17 +77,17 @@ def deepspeed_config(spec: JobSpec) -> dict[str, Any]:
         **told.pop("zero_optimization"),
         "stage": zero,
     }
-    if spec.deepspeed.offload == "cpu":
+    if setting.deepspeed.offload == "cpu":
         sharding["offload_optimizer"] = {"device": "cpu"}
     return {
         # Saves every rank a hash and two collectives; the folder's manifest says more.
         "checkpoint": {"tag_validation": "Ignore"},
         **told,
-        "train_micro_batch_size_per_gpu": spec.micro_batch,
-        "gradient_accumulation_steps": spec.accumulation,
-        "train_batch_size": spec.micro_batch * spec.accumulation * spec.ranks,
+        "train_micro_batch_size_per_gpu": setting.micro_batch,
+        "gradient_accumulation_steps": setting.accumulation,
+        "train_batch_size": setting.micro_batch * setting.accumulation * setting.ranks,
         # Without ZeRO and in fp32 `Engine.step` clips: DeepSpeed would compute the norm and not tell it.
-        "gradient_clipping": 0.0 if zero == 0 else spec.stage.optimizer.clip,
+        "gradient_clipping": 0.0 if zero == 0 else setting.optimizer.clip,
         "zero_optimization": sharding,
         "bf16": {"enabled": bf16, "check_grad_overflow": bf16},
         "data_types": {"grad_accum_dtype": "fp32"},
@@ -81,16 +100,15 @@ def deepspeed_config(spec: JobSpec) -> dict[str, Any]:
 class Engine:
     """One rank's part of the model, its gradients and its optimizer."""
 
-    def __init__(self, model: nn.Module, loss_sum: LossSum, spec: JobSpec):
+    def __init__(self, model: nn.Module, objective: Compute, setting: Setting):
         """Wraps `model`. The ranks must have met (`Ranks`); all of them construct at the same time."""
-        assert not isinstance(spec.stage, RehearseStage)
         _tame_deepspeed()
         self.model = model
-        self.zero = effective_zero(spec)
-        self._clip = spec.stage.optimizer.clip
+        self.zero = effective_zero(setting.deepspeed)
+        settings = setting.optimizer
+        self._clip = settings.clip
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
-        settings = spec.stage.optimizer
         optimizer = torch.optim.AdamW(
             self._trained,
             # 0 until the first update, which brings its own: some of DeepSpeed's wrappers take a step to warm up.
@@ -101,10 +119,10 @@ class Engine:
             fused=True,
         )
         self._engine, *_ = deepspeed.initialize(
-            model=Objective(model, loss_sum),
+            model=Objective(model, objective),
             optimizer=optimizer,
             model_parameters=self._trained,
-            config=deepspeed_config(spec),
+            config=deepspeed_config(setting),
             dist_init_required=False,
         )
         self._optimizer: torch.optim.Optimizer = self._engine.basic_optimizer
@@ -120,27 +138,27 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def train_micro(self, batch: MicroBatch, *, weight: float, last: bool, timer: Timer | None = None) -> Tensor:
+    def train_micro(self, batch: Any, *, weight: float, last: bool, timer: Timer | None = None) -> Tensor:
         """Forward and backward of one micro-batch; gradients add up until `step`.
 
-        The gradient is that of `weight` x the sum of the losses, averaged over the ranks by DeepSpeed. `last` says that
-        `step` follows. Gives the sum of the losses in nats (a scalar without a graph, on the device).
+        The gradient is that of `weight` x the loss, averaged over the ranks by DeepSpeed. `last` says that `step`
+        follows. Gives the objective's sums, [k], without a graph, on the device.
         """
         timer = timer or (lambda _: nullcontext())
         self._engine.train()
         self._engine.set_gradient_accumulation_boundary(last)
         with timer("forward"):
-            loss: Tensor = self._engine(batch.to(self.device))
+            sums: Tensor = self._engine(batch.to(self.device)).reshape(-1)
         with timer("backward"):
-            self._engine.backward(loss * weight, scale_wrt_gas=False)
-        return loss.detach()
+            self._engine.backward(sums[0] * weight, scale_wrt_gas=False)
+        return sums.detach()
 
-    def eval_micro(self, batch: MicroBatch) -> Tensor:
-        """The sum of the losses of one micro-batch in nats, without dropout and without a graph."""
+    def eval_micro(self, batch: Any, compute: Compute | None = None) -> Tensor:
+        """The objective's sums, [k], or what `compute` gives: without dropout and without a graph, on the device."""
         self._engine.eval()
         with torch.no_grad():
-            loss: Tensor = self._engine(batch.to(self.device))
-        return loss.detach()
+            found: Tensor = self._engine(batch.to(self.device), compute)
+        return found.reshape(-1) if compute is None else found
 
     def step(self, lr: float) -> float:
         """Updates the weights with what `train_micro` added up. Gives the gradient's norm before clipping.

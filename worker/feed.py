@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from worker.contract.spec import JobSpec, RehearseStage
+from worker.contract.spec import JobSpec
+from worker.contract.stages import TrainStage
 from worker.data import Sample
 from worker.dataset import Dataset
 from worker.errors import BadData
@@ -25,7 +26,7 @@ class Feed:
 
     def __init__(self, dataset: Dataset, spec: JobSpec, *, rank: int, world: int, pad_id: int):
         """Raises BadData where there is nothing to train on, or nothing to evaluate."""
-        assert not isinstance(spec.stage, RehearseStage)
+        assert isinstance(spec.stage, TrainStage)
         self._dataset, self._spec, self._stage = dataset, spec, spec.stage
         self._rank, self._world, self._pad_id = rank, world, pad_id
         self._epoch: tuple[int, list[list[Row]]] = (-1, [])

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from worker.contract.spec import Lora
+from worker.contract.parts import Lora
 from worker.errors import BadSpec
 
 _PATH = "stage.lora.targets"

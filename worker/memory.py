@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import torch
 
-from worker.contract.spec import JobSpec, RehearseStage
+from worker.contract.spec import JobSpec
+from worker.contract.stages import TrainStage
 from worker.engine import Engine
 from worker.errors import OutOfMemory, is_out_of_memory
 from worker.packing import MicroBatch
@@ -26,7 +27,7 @@ def explained(spec: JobSpec, doing: str) -> Iterator[None]:
 def advice(spec: JobSpec) -> str:
     """What to change in a spec so that it needs less memory, the most harmless first."""
     stage = spec.stage
-    assert not isinstance(stage, RehearseStage)
+    assert isinstance(stage, TrainStage)
     ways = []
     smaller = [n for n in range(1, spec.micro_batch) if spec.micro_batch % n == 0]
     if smaller:

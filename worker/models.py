@@ -22,7 +22,9 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from worker import ahead
 from worker.contract.architectures import POSITIONS
 from worker.contract.order import Input
-from worker.contract.spec import JobSpec, RehearseStage, Scratch, SftStage, TrainStage
+from worker.contract.parts import Scratch
+from worker.contract.spec import JobSpec
+from worker.contract.stages import SftStage, TrainStage
 from worker.dialogue import check_template
 from worker.errors import BadData, BadSpec
 from worker.gguf import converted, gguf_in
@@ -53,7 +55,7 @@ def load(spec: JobSpec, inputs: dict[str, Input], store: Path, *, waiting: Calla
     process converts it. The model is in training mode, on the CPU.
     """
     stage = spec.stage
-    if isinstance(stage, RehearseStage):
+    if not isinstance(stage, TrainStage):
         raise BadSpec("stage.type: a rehearsal has no model")
     notes: list[str] = []
     dtype = DTYPES[spec.deepspeed.precision]

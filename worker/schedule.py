@@ -2,7 +2,7 @@
 
 import math
 
-from worker.contract.spec import Optimizer
+from worker.contract.parts import Optimizer
 
 
 def warmup_steps(warmup: float, steps: int) -> int:

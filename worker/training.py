@@ -15,11 +15,11 @@ import torch
 from worker import snapshots
 from worker.context import Context
 from worker.contract.protocol import Output
-from worker.contract.spec import RehearseStage
+from worker.contract.stages import TrainStage
 from worker.curves import Curves
 from worker.dataset import Dataset
 from worker.distributed import Ranks
-from worker.engine import Engine, LossSum
+from worker.engine import Compute, Engine, Setting
 from worker.errors import Diverged, Stopped
 from worker.evaluation import evaluate
 from worker.feed import Feed
@@ -30,22 +30,22 @@ from worker.state import random_states, seed_everything
 from worker.stopwatch import Stopwatch
 
 
-def train(context: Context, loaded: Loaded, dataset: Dataset, loss_sum: LossSum) -> list[Output]:
+def train(context: Context, loaded: Loaded, dataset: Dataset, objective: Compute) -> list[Output]:
     """Trains `loaded` on `dataset` as the spec says, and hands over what came of it (on rank 0).
 
     Raises Stopped when asked to, after saving; Diverged, OutOfMemory, BadData.
     """
     with context.channel.working():
-        training = Training(context, loaded, dataset, loss_sum)
+        training = Training(context, loaded, dataset, objective)
     return training.run()
 
 
 class Training:
     """One rank's training, from restore to outputs."""
 
-    def __init__(self, context: Context, loaded: Loaded, dataset: Dataset, loss_sum: LossSum):
+    def __init__(self, context: Context, loaded: Loaded, dataset: Dataset, objective: Compute):
         spec = context.order.spec
-        assert not isinstance(spec.stage, RehearseStage)
+        assert isinstance(spec.stage, TrainStage)
         self.context, self.spec, self.stage = context, spec, spec.stage
         self.loaded, self.dataset = loaded, dataset
         pad_id = loaded.tokenizer.pad_token_id
@@ -55,7 +55,7 @@ class Training:
         self.held_out = self.feed.held_out()
         self.ranks = Ranks(context.rank, context.world)
         with explained(spec, "the model and its optimizer"):
-            self.engine = Engine(loaded.model, loss_sum, spec)
+            self.engine = Engine(loaded.model, objective, Setting.of(spec))
         seed_everything(self.stage.seed, context.rank)
         self.progress, earlier = snapshots.restore(context, self.engine, self.ranks, dataset.hash)
         self.saved_step = self.progress.step

@@ -25,8 +25,9 @@ from api.store import idempotency, jobs
 from api.store.pages import Order, Slice
 from api.store.tables import JobRow
 from api.views import DryRun, JobView, OutputModel, Page
-from worker.contract.check import InvalidSpec, Problem, parse_spec, problem
+from worker.contract.check import InvalidSpec, parse_spec, problem
 from worker.contract.order import Input
+from worker.contract.problem import Problem
 from worker.contract.spec import JobSpec, Metadata
 from worker.contract.values import Name, Strict
 

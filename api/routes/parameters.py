@@ -12,7 +12,7 @@ from api.store import files, models
 from api.store.idempotency import KeyReused
 from api.store.jobs import Conflict, InputGone, NoSuchJob, Stale
 from api.store.pages import BadCursor
-from worker.contract.check import Problem
+from worker.contract.problem import Problem
 
 # No NUL, which PostgreSQL does not take, and nothing that a log could be forged with.
 TEXT = r"^[^\x00-\x1f\x7f]*$"

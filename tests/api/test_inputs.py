@@ -167,7 +167,7 @@ async def test_a_hub_name_that_nobody_knows_is_refused_in_time(plane: Plane, dat
 _FIND = """
 import asyncio
 from api import hub
-print(asyncio.run(hub.find("some/one", 5.0)).revision)
+print(asyncio.run(hub.find("some/one", 5.0)).sha256)
 """
 
 

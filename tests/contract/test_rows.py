@@ -33,7 +33,7 @@ def test_rows_are_counted_and_their_kind_is_told() -> None:
         (b'{"text": ""}\n', "`text`"),
         (b'{"text": 3}\n', "`text`"),
         (b'{"text": "a", "extra": 1}\n', "`extra`"),
-        (b'{"prompt": "a"}\n', "needs `text` or `messages`"),
+        (b'{"question": "a"}\n', "needs one of `text`, `messages`"),
         (TALK, "but the rows before it have `text`"),
         (b"[" * 100_000 + b"\n", "is not JSON"),
     ],

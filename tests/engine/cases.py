@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from tests.engine.jobs import Job
-from worker.contract.spec import RehearseStage
+from worker.contract.stages import TrainStage
 
 
 def _feed(job: Job, rank: int, world: int) -> tuple[Any, Any, Any]:
@@ -16,7 +16,7 @@ def _feed(job: Job, rank: int, world: int) -> tuple[Any, Any, Any]:
 
     order = job.order(1)
     stage = order.spec.stage
-    assert not isinstance(stage, RehearseStage)
+    assert isinstance(stage, TrainStage)
     loaded = load(order.spec, order.inputs, job.store)
     dataset = read_dataset(order, stage, loaded.tokenizer, split=stage.type == "pretrain")
     feed = Feed(dataset, order.spec, rank=rank, world=world, pad_id=loaded.tokenizer.pad_token_id)
@@ -25,12 +25,12 @@ def _feed(job: Job, rank: int, world: int) -> tuple[Any, Any, Any]:
 
 def _engine(job: Job, rank: int, world: int) -> tuple[Any, Any, Any, Any]:
     from worker.distributed import Ranks
-    from worker.engine import Engine
+    from worker.engine import Engine, Setting
     from worker.losses import token_loss_sum
 
     spec, loaded, feed = _feed(job, rank, world)
     ranks = Ranks(rank, world)
-    return spec, Engine(loaded.model, token_loss_sum, spec), feed, ranks
+    return spec, Engine(loaded.model, token_loss_sum, Setting.of(spec)), feed, ranks
 
 
 def plain_losses(rank: int, world: int, job: Job) -> list[tuple[float, float]]:

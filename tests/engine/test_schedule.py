@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from worker.contract.spec import Optimizer
+from worker.contract.parts import Optimizer
 from worker.schedule import learning_rate, warmup_steps
 
 pytestmark = pytest.mark.quick

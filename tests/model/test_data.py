@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from tests.model.conftest import input_at, spec_of
 from worker.contract.check import parse_spec
-from worker.contract.spec import PretrainStage, SftStage
+from worker.contract.stages import PretrainStage, SftStage
 from worker.data import held_out, load_samples, sample
 from worker.errors import BadData
 from worker.tokenizers import bytes_tokenizer

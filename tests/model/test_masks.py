@@ -5,7 +5,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tests.model.conftest import spec_of
 from worker.contract.rows import Dialogue, Turn
-from worker.contract.spec import SftStage
+from worker.contract.stages import SftStage
 from worker.data import Sample, encode, trained_tokens
 from worker.dialogue import turn_end
 from worker.errors import BadData

@@ -3,13 +3,18 @@
 import copy
 import difflib
 import math
-from dataclasses import dataclass
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from worker.contract.spec import JobSpec, PretrainStage, RehearseStage, Scratch, SftStage, TrainStage
+from worker.contract.evaluation import EvaluateStage
+from worker.contract.mixes import mixes_of_evaluation, mixes_of_ppo, offload_without_zero, warmup_past_the_end
+from worker.contract.parts import Scratch
+from worker.contract.ppo import PpoStage
+from worker.contract.problem import Problem
+from worker.contract.spec import JobSpec
+from worker.contract.stages import PretrainStage, RehearseStage, RewardStage, SftStage, TrainStage
 
 # What the spec itself decides; `deepspeed.config` may not say it a second time.
 DECIDED_BY_SPEC = {
@@ -25,17 +30,16 @@ DECIDED_BY_SPEC = {
     "zero_optimization.offload_optimizer": "deepspeed.offload",
     "zero_optimization.cpu_offload": "deepspeed.offload",
 }
-STAGE_TYPES = ("pretrain", "sft", "rehearse")
+STAGES: dict[str, type[BaseModel]] = {
+    "pretrain": PretrainStage,
+    "sft": SftStage,
+    "reward": RewardStage,
+    "ppo": PpoStage,
+    "evaluate": EvaluateStage,
+    "rehearse": RehearseStage,
+}
 _MUST_BE = "must be "
 _BRANCHES = ("Scratch", "str", "float", "int", "constrained-str", "constrained-float")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing wrong with an input: where (a dotted path) and what would be right."""
-
-    path: str
-    message: str
 
 
 class InvalidSpec(ValueError):
@@ -97,21 +101,28 @@ def _not_finite(data: Any) -> list[Problem]:
 
 def mixes(spec: JobSpec) -> list[Problem]:
     """What is wrong between fields that are each right."""
-    found = _stage(spec.stage, spec) if isinstance(spec.stage, TrainStage) else []
+    match spec.stage:
+        case TrainStage():
+            found = _train(spec.stage, spec)
+        case PpoStage():
+            found = mixes_of_ppo(spec.stage, spec)
+        case EvaluateStage():
+            found = mixes_of_evaluation(spec.stage)
+        case RehearseStage():
+            found = []
 
     def wrong(path: str, message: str) -> None:
         found.append(Problem(path, message))
 
-    if spec.deepspeed.offload == "cpu" and spec.deepspeed.zero == 0:
-        wrong("deepspeed.offload", "needs deepspeed.zero 1, 2 or 3; write one of them, or offload: none")
-    if spec.evaluate is not None and isinstance(spec.stage, RehearseStage):
-        wrong("evaluate", "a rehearsal has nothing to evaluate; leave it out")
+    found += offload_without_zero(spec.deepspeed, "deepspeed")
+    if spec.evaluate is not None and isinstance(spec.stage, RehearseStage | EvaluateStage):
+        wrong("evaluate", f"a job of {spec.stage.type} has nothing to evaluate on the way; leave it out")
     elif spec.evaluate is not None and (spec.evaluate.data is None) == (spec.evaluate.held_out is None):
         wrong("evaluate", "give one of `data` and `held_out`")
     return found
 
 
-def _stage(stage: TrainStage, spec: JobSpec) -> list[Problem]:
+def _train(stage: TrainStage, spec: JobSpec) -> list[Problem]:
     found: list[Problem] = []
 
     def wrong(path: str, message: str) -> None:
@@ -131,10 +142,7 @@ def _stage(stage: TrainStage, spec: JobSpec) -> list[Problem]:
         found += _scratch(stage.model, stage.max_length)
         if stage.lora is not None:
             wrong("stage.lora", "a model from scratch has no weights worth freezing; leave `lora` out")
-    warmup = stage.optimizer.warmup
-    if warmup >= 1 and (warmup != int(warmup) or (stage.steps is not None and warmup > stage.steps)):
-        wrong("stage.optimizer.warmup", "from 1 on it is a count of steps: a whole number, at most `steps`")
-    return found
+    return found + warmup_past_the_end(stage.optimizer, stage.steps, "stage.optimizer")
 
 
 def _scratch(model: Scratch, max_length: int) -> list[Problem]:
@@ -155,7 +163,7 @@ def _scratch(model: Scratch, max_length: int) -> list[Problem]:
 
 def problem(detail: ErrorDetails, model: type[BaseModel]) -> Problem:
     """One pydantic error as a path and a sentence that says what would be right."""
-    parts = [str(p) for p in detail["loc"] if p not in STAGE_TYPES and not _is_variant(p)]
+    parts = [str(p) for p in _written(detail["loc"])]
     path = ".".join(parts) or "(the whole)"
     kind, message = detail["type"], detail["msg"]
     if kind == "extra_forbidden" and (field := DECIDED_BY_SPEC.get(path.removeprefix("deepspeed.config."))):
@@ -168,7 +176,7 @@ def problem(detail: ErrorDetails, model: type[BaseModel]) -> Problem:
     if kind == "missing":
         return Problem(path, "is required")
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return Problem(f"{path}.type", f"write one of {', '.join(STAGE_TYPES)}")
+        return Problem(f"{path}.type", f"write one of {', '.join(STAGES)}")
     if kind == "string_pattern_mismatch" and parts and parts[-1] == "name":
         return Problem(
             path, "write 1 to 63 lower-case letters, digits, dots, dashes or underscores; no mark at either end"
@@ -182,9 +190,16 @@ def problem(detail: ErrorDetails, model: type[BaseModel]) -> Problem:
     return Problem(path, message[0].lower() + message[1:] + shown)
 
 
-def _is_variant(part: int | str) -> bool:
-    """Pydantic names the branch of a union in an error's location; a person's spec has no such field."""
-    return isinstance(part, str) and (part in _BRANCHES or "[" in part)
+def _written(location: tuple[int | str, ...]) -> list[int | str]:
+    """An error's location as a person wrote it: pydantic also names the branches of unions in it."""
+    parts: list[int | str] = []
+    for part, before, list_ in zip(location, (None, *location), (None, None, *location), strict=False):
+        of_stage = before == "stage" and part in STAGES
+        of_term = isinstance(before, int) and list_ == "terms"
+        branch = isinstance(part, str) and (part in _BRANCHES or "[" in part)
+        if not (of_stage or of_term or branch):
+            parts.append(part)
+    return parts
 
 
 def _fields_at(model: type[BaseModel], parts: list[str]) -> list[str]:
@@ -192,7 +207,9 @@ def _fields_at(model: type[BaseModel], parts: list[str]) -> list[str]:
     here: list[type[BaseModel]] = [model]
     for part in parts:
         if part == "stage":
-            here = [PretrainStage, SftStage, RehearseStage]
+            here = list(STAGES.values())
+            continue
+        if part.isdigit():
             continue
         here = [m for h in here if part in h.model_fields for m in _models_in(h.model_fields[part].annotation)]
     return sorted({name for m in here for name in m.model_fields})
@@ -209,9 +226,12 @@ def _without(data: Any, locations: list[tuple[int | str, ...]]) -> Any:
     rest = copy.deepcopy(data)
     for location in locations:
         at: Any = rest
-        keys = [p for p in location if p not in STAGE_TYPES and not _is_variant(p)]
+        keys = _written(location)
         for key in keys[:-1]:
-            at = at.get(key) if isinstance(at, dict) else None
+            if isinstance(key, int):
+                at = at[key] if isinstance(at, list) and key < len(at) else None
+            else:
+                at = at.get(key) if isinstance(at, dict) else None
         if isinstance(at, dict) and keys:
             at.pop(keys[-1], None)
     return rest

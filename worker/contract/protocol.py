@@ -52,6 +52,10 @@ Words = Annotated[str, Field(max_length=8192), BeforeValidator(storable)]
 """What a program says to a person: whatever it holds, it can be stored."""
 
 
+Piece = Annotated[str, Field(max_length=256), BeforeValidator(storable)]
+TermName = Annotated[str, Field(max_length=64)]
+
+
 class Message(BaseModel):
     """A part of a message: unknown fields ignored, no NaN."""
 
@@ -97,6 +101,23 @@ class Checkpoint(Message):
     at: AwareDatetime
 
 
+class Sample(Message):
+    """One answer of a rollout, to be read by people. The key is (job, attempt, step, index)."""
+
+    step: Step
+    index: Annotated[int, Field(ge=0, le=2**31)] = Field(description="of the prompt in the iteration")
+    prompt: Words
+    answer: Words
+    tokens: Annotated[list[Piece], Field(max_length=4096)] = Field(default=[], description="the answer's, as text")
+    kl: Annotated[list[float], Field(max_length=4096)] = Field(
+        default=[], description="nats of each token: log actor - log reference"
+    )
+    terms: Annotated[dict[TermName, float], Field(max_length=16)] = Field(default={}, description="before weights")
+    reward: float = Field(description="the weighted sum")
+    ended: bool = Field(description="by itself, and not at the limit")
+    at: AwareDatetime
+
+
 class Report(Message):
     """What a worker says every few seconds, also when it has nothing to say."""
 
@@ -110,6 +131,7 @@ class Report(Message):
     metrics: Annotated[list[Metric], Field(max_length=2000)] = []
     events: Annotated[list[Event], Field(max_length=200)] = []
     checkpoints: Annotated[list[Checkpoint], Field(max_length=50)] = []
+    samples: Annotated[list[Sample], Field(max_length=200)] = []
 
 
 class Answer(Message):
@@ -121,7 +143,7 @@ class Answer(Message):
 class Output(Message):
     """What a finished attempt hands over: a folder in the store with a `manifest.json` of this hash."""
 
-    kind: Literal["model", "adapter"]
+    kind: Literal["model", "adapter", "critic", "ema"]
     path: StorePath
     bytes: Annotated[int, Field(ge=0)]
     sha256: Sha256

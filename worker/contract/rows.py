@@ -30,9 +30,57 @@ class Dialogue(Row):
     messages: Annotated[list[Turn], Field(min_length=1)]
 
 
-RowKind = Literal["text", "messages"]
-ROWS: dict[RowKind, type[Row]] = {"text": Text, "messages": Dialogue}
-NEEDED_BY_STAGE: dict[str, RowKind] = {"pretrain": "text", "sft": "messages"}
+Said = Annotated[str, Field(min_length=1)] | Annotated[list[Turn], Field(min_length=1)]
+"""What is answered: a text, or the turns of a dialogue so far."""
+
+
+class Pair(Row):
+    """A row for reward: two answers to a prompt, of which the first is better, by `margin` if that is known."""
+
+    prompt: Said
+    chosen: Annotated[str, Field(min_length=1)]
+    rejected: Annotated[str, Field(min_length=1)]
+    margin: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] | None = None
+
+
+class Scored(Row):
+    """An answer, and how good somebody found it: what counts is which of two has the higher score."""
+
+    text: Annotated[str, Field(min_length=1)]
+    score: Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Ranked(Row):
+    """A row for reward: several answers to a prompt, each with its score."""
+
+    prompt: Said
+    answers: Annotated[list[Scored], Field(min_length=2, max_length=64)]
+
+
+class Prompt(Row):
+    """A row for ppo: a prompt, and the right answer where a term of the reward compares with it."""
+
+    prompt: Said
+    answer: str | None = None
+
+
+RowKind = Literal["text", "messages", "chosen", "answers", "prompt"]
+# By the field that tells them; in this order, since pairs and rankings have a prompt, too.
+ROWS: dict[RowKind, type[Row]] = {
+    "text": Text,
+    "messages": Dialogue,
+    "chosen": Pair,
+    "answers": Ranked,
+    "prompt": Prompt,
+}
+
+ROWS_OF: dict[str, tuple[RowKind, ...]] = {
+    "pretrain": ("text",),
+    "sft": ("messages",),
+    "reward": ("chosen", "answers"),
+    "ppo": ("prompt",),
+}
+"""The rows that a stage trains on."""
 
 
 class BadRow(ValueError):
@@ -62,7 +110,8 @@ def parse_line(raw: bytes, line: int) -> tuple[RowKind, Row]:
         raise BadRow(line, f"must be a JSON object, such as {EXAMPLES['messages']}")
     kind = _kind(value)
     if kind is None:
-        raise BadRow(line, f"needs `text` or `messages`: {EXAMPLES['text']} or {EXAMPLES['messages']}")
+        fields = ", ".join(f"`{name}`" for name in ROWS)
+        raise BadRow(line, f"needs one of {fields}, such as {EXAMPLES['text']} or {EXAMPLES['messages']}")
     try:
         row = ROWS[kind].model_validate(value)
     except ValidationError as error:
@@ -71,12 +120,27 @@ def parse_line(raw: bytes, line: int) -> tuple[RowKind, Row]:
         raise BadRow(line, f"`{where}`: {first['msg']}; right is {EXAMPLES[kind]}") from None
     if isinstance(row, Dialogue) and not any(t.role == "assistant" and t.content.strip() for t in row.messages):
         raise BadRow(line, "no turn of the assistant with any text in it: there is nothing to learn from this row")
+    if isinstance(row, Pair) and row.chosen == row.rejected:
+        raise BadRow(line, "`chosen` and `rejected` are the same: there is nothing to learn from this row")
+    if isinstance(row, Ranked) and len({answer.score for answer in row.answers}) == 1:
+        raise BadRow(line, "all answers have the same score: there is nothing to learn from this row")
+    if isinstance(row, Pair | Ranked | Prompt) and (wrong := _unanswerable(row.prompt)):
+        raise BadRow(line, f"`prompt`: {wrong}")
     return kind, row
+
+
+def _unanswerable(prompt: str | list[Turn]) -> str | None:
+    if isinstance(prompt, str):
+        return None if prompt.strip() else "has nothing but blanks"
+    return "the last turn is the assistant's already" if prompt[-1].role == "assistant" else None
 
 
 EXAMPLES: dict[RowKind, str] = {
     "text": '{"text": "..."}',
     "messages": '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}',
+    "chosen": '{"prompt": "...", "chosen": "...", "rejected": "..."}',
+    "answers": '{"prompt": "...", "answers": [{"text": "...", "score": 1}, {"text": "...", "score": 0}]}',
+    "prompt": '{"prompt": "..."}',
 }
 
 

@@ -1,167 +1,18 @@
 """The job spec: what a person POSTs. Defaults are good; everything wrong is said at once."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
+from worker.contract.evaluation import EvaluateStage
+from worker.contract.parts import DeepSpeed, Lora, Optimizer
+from worker.contract.ppo import PpoStage
+from worker.contract.stages import PretrainStage, RehearseStage, RewardStage, SftStage, TrainStage
 from worker.contract.values import Duration, Name, PositiveInt, Quantity, Reference, Strict
 
-
-class Scratch(Strict):
-    """A model made from a configuration, with random weights drawn from the stage's seed."""
-
-    config: dict[str, Any] = Field(
-        description="a transformers configuration: `model_type` and its sizes; the vocabulary comes from the tokenizer",
-        examples=[{"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}],
-    )
-    tokenizer: Reference = Field(
-        default="bytes",
-        description="`bytes` (one token a byte, with a ChatML template, nothing to download) or a model's reference",
-    )
-
-
-class Data(Strict):
-    """The rows a stage reads, and what happens to a row that is longer than `max_length`."""
-
-    train: Reference
-    truncate: bool = Field(default=False, description="cut rows that are too long; otherwise they are refused")
-
-
-class Optimizer(Strict):
-    """AdamW and its schedule."""
-
-    lr: Annotated[float, Field(gt=0, le=10)] | None = Field(
-        default=None, description="absent: 2e-4 with LoRA, 2e-5 for full sft, 3e-4 for full pretrain"
-    )
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    warmup: Annotated[float, Field(ge=0)] = Field(
-        default=0.03, description="below 1: a share of the steps; from 1 on: a count of steps"
-    )
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
-    clip: Annotated[float, Field(ge=0)] = Field(default=1.0, description="largest gradient norm; 0: no clipping")
-
-
-class Lora(Strict):
-    """Low-rank adapters (Hu et al., 2021), by peft."""
-
-    rank: Annotated[int, Field(ge=1, le=1024)] = 16
-    alpha: Annotated[float, Field(gt=0)] = Field(default=32.0, description="adapters are scaled by alpha / rank")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="of the adapters' inputs")
-    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = Field(
-        default="all-linear", description="layers by the ends of their names; `all-linear`: all but the output layer"
-    )
-
-
-def _data_from_reference(value: Any) -> Any:
-    return {"train": value} if isinstance(value, str) else value
-
-
-class TrainStage(Strict):
-    """What every training stage has."""
-
-    model: Reference | Scratch
-    data: Annotated[Data, BeforeValidator(_data_from_reference)] = Field(
-        description="a reference to the rows, or `{train, truncate}`"
-    )
-    steps: PositiveInt | None = Field(default=None, description="optimizer updates; give this or `epochs`")
-    epochs: PositiveInt | None = Field(default=None, description="passes over the data; 1 if `steps` is absent too")
-    batch: PositiveInt = Field(default=8, description="rows (packed sequences, with packing) an update, over all ranks")
-    micro_batch: PositiveInt | None = Field(
-        default=None, description="rows a rank at a time; absent: the most that divides its share, 8 at most"
-    )
-    max_length: Annotated[int, Field(ge=2, le=2**20)] = Field(default=1024, description="tokens a row")
-    packing: bool = Field(default=False, description="several samples in one row, blind to each other")
-    optimizer: Optimizer = Optimizer()
-    lora: Lora | None = None
-    gradient_checkpointing: bool = Field(
-        default=False, description="less memory for activations, about a third slower, the same result"
-    )
-    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = Field(
-        default=17, description="of new weights, the order of rows, dropout and what is held out"
-    )
-    tensorboard: bool = Field(default=False, description="also write TensorBoard files, into the attempt's folder")
-
-
-class PretrainStage(TrainStage):
-    """Next-token prediction on raw text, packed to full sequences. Rows: `{text}`."""
-
-    type: Literal["pretrain"]
-    packing: Literal[True] = True
-
-
-class SftStage(TrainStage):
-    """Supervised fine-tuning on dialogues; the loss is on the assistant's turns only. Rows: `{messages}`."""
-
-    type: Literal["sft"]
-
-
-class PlannedFault(Strict):
-    """A failure to rehearse: at which step of which attempt, and what kind."""
-
-    step: PositiveInt
-    kind: Literal["error", "killed", "stall", "diverged", "out_of_memory", "bad_data"]
-    attempt: PositiveInt | None = Field(default=None, description="absent: in every attempt")
-
-
-class RehearseStage(Strict):
-    """A job's life without a model: it waits through its steps, and reports, saves, stops and resumes as all stages do.
-
-    For trying out an installation, alerts and quotas in seconds; it needs no torch.
-    """
-
-    type: Literal["rehearse"]
-    steps: PositiveInt = 10
-    seconds_per_step: Annotated[float, Field(ge=0, le=3600)] = 0.1
-    checkpoint_bytes: Annotated[int, Field(ge=0, le=2**30)] = 1024
-    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 17
-    fault: PlannedFault | None = None
-
-
-Stage = Annotated[PretrainStage | SftStage | RehearseStage, Field(discriminator="type")]
-
-
-class ZeroOptimization(Strict):
-    """DeepSpeed's `zero_optimization`, by its names: sizes in elements. Absent ones are DeepSpeed's defaults."""
-
-    reduce_bucket_size: PositiveInt | None = None
-    allgather_bucket_size: PositiveInt | None = None
-    allgather_partitions: bool | None = None
-    reduce_scatter: bool | None = None
-    overlap_comm: bool | None = None
-    contiguous_gradients: bool | None = None
-    round_robin_gradients: bool | None = None
-    sub_group_size: PositiveInt | None = None
-    stage3_max_live_parameters: PositiveInt | None = None
-    stage3_max_reuse_distance: PositiveInt | None = None
-    stage3_prefetch_bucket_size: PositiveInt | None = None
-    stage3_param_persistence_threshold: PositiveInt | None = None
-
-
-class DeepSpeedConfig(Strict):
-    """What DeepSpeed may be told beyond the spec, by its own names. The rest would change what resume depends on."""
-
-    zero_optimization: ZeroOptimization = ZeroOptimization()
-    communication_data_type: Literal["fp32", "bf16", "fp16"] | None = None
-    prescale_gradients: bool | None = None
-    wall_clock_breakdown: bool | None = None
-
-
-class DeepSpeed(Strict):
-    """How the engine shards and computes. `config` adds to DeepSpeed's own configuration, checked."""
-
-    zero: Literal[0, 1, 2, 3] = Field(
-        default=0, description="what is shared out over ranks: 1 the optimizer's state, 2 gradients too, 3 weights too"
-    )
-    offload: Literal["none", "cpu"] = Field(default="none", description="`cpu`: the optimizer's state in host memory")
-    precision: Literal["fp32", "bf16"] = Field(
-        default="bf16", description="of weights and activations; sums and the optimizer's state are fp32 either way"
-    )
-    config: DeepSpeedConfig = Field(
-        default=DeepSpeedConfig(), description="more of DeepSpeed's configuration, merged in"
-    )
+Stage = Annotated[
+    PretrainStage | SftStage | RewardStage | PpoStage | EvaluateStage | RehearseStage, Field(discriminator="type")
+]
 
 
 class Resources(Strict):
@@ -241,42 +92,45 @@ class JobSpec(Strict):
     @property
     def micro_batch(self) -> int:
         """Rows a rank takes at a time."""
-        if isinstance(self.stage, RehearseStage):
-            return 1
+        match self.stage:
+            case RehearseStage():
+                return 1
+            case EvaluateStage():
+                return self.stage.micro_batch
         if self.stage.micro_batch is not None:
             return self.stage.micro_batch
-        share = max(1, self.stage.batch // self.ranks)
+        share = max(1, self._rows_an_update() // self.ranks)
         return max(n for n in range(1, min(share, 8) + 1) if share % n == 0)
 
     @property
     def accumulation(self) -> int:
         """Micro-batches a rank sums up before an update."""
-        if isinstance(self.stage, RehearseStage):
+        if isinstance(self.stage, RehearseStage | EvaluateStage):
             return 1
-        return max(1, self.stage.batch // (self.micro_batch * self.ranks))
+        return max(1, self._rows_an_update() // (self.micro_batch * self.ranks))
+
+    def _rows_an_update(self) -> int:
+        """Rows that one update of the weights sees, over all ranks."""
+        if isinstance(self.stage, PpoStage):
+            return max(1, self.stage.rollout.prompts // self.stage.ppo.minibatches)
+        assert isinstance(self.stage, TrainStage)
+        return self.stage.batch
 
     @property
     def lr(self) -> float:
-        """The peak learning rate: the one given, or the method's default."""
-        if isinstance(self.stage, RehearseStage):
+        """The peak learning rate of a stage that trains one model: the one given, or the method's default."""
+        if not isinstance(self.stage, TrainStage):
             return 0.0
-        if self.stage.optimizer.lr is not None:
-            return self.stage.optimizer.lr
-        if self.stage.lora is not None:
-            return 2e-4
-        return {"sft": 2e-5, "pretrain": 3e-4}[self.stage.type]
+        return learning_rate_of(self.stage.type, self.stage.optimizer, self.stage.lora)
 
-    def references(self) -> list[tuple[str, str, Literal["model", "data"]]]:
-        """All references to resolve: (path in the spec, reference, what it must be)."""
-        found: list[tuple[str, str, Literal["model", "data"]]] = []
-        if isinstance(self.stage, RehearseStage):
-            return found
-        if isinstance(self.stage.model, Scratch):
-            if self.stage.model.tokenizer != "bytes":
-                found.append(("stage.model.tokenizer", self.stage.model.tokenizer, "model"))
-        else:
-            found.append(("stage.model", self.stage.model, "model"))
-        found.append(("stage.data.train", self.stage.data.train, "data"))
-        if self.evaluate is not None and self.evaluate.data is not None:
-            found.append(("evaluate.data", self.evaluate.data, "data"))
-        return found
+
+# Adapters bear a higher rate than weights that were learnt at length.
+_LR_OF_LORA = {"ppo": 1e-4}
+_LR_OF_ALL = {"sft": 2e-5, "pretrain": 3e-4, "reward": 1e-5, "ppo": 1e-6}
+
+
+def learning_rate_of(stage: str, optimizer: Optimizer, lora: Lora | None) -> float:
+    """The peak learning rate: the one given, or the default of a stage's method."""
+    if optimizer.lr is not None:
+        return optimizer.lr
+    return _LR_OF_LORA.get(stage, 2e-4) if lora is not None else _LR_OF_ALL[stage]

@@ -6,7 +6,7 @@ tokens and cut where a row is full; two texts in a row do not see each other.
 
 from worker.context import Context
 from worker.contract.protocol import Output
-from worker.contract.spec import PretrainStage
+from worker.contract.stages import PretrainStage
 from worker.dataset import read_dataset
 from worker.distributed import check_accelerator
 from worker.losses import token_loss_sum

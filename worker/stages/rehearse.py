@@ -17,7 +17,7 @@ from worker import checkpoint
 from worker.channel import Stop
 from worker.context import Context
 from worker.contract.protocol import Output
-from worker.contract.spec import PlannedFault, RehearseStage
+from worker.contract.stages import PlannedFault, RehearseStage
 from worker.errors import BadData, Diverged, Stopped
 
 _CHUNK = 2**20

@@ -6,7 +6,7 @@ by `worker/data.py` from the chat template; packing keeps whole dialogues togeth
 
 from worker.context import Context
 from worker.contract.protocol import Output
-from worker.contract.spec import SftStage
+from worker.contract.stages import SftStage
 from worker.dataset import read_dataset
 from worker.distributed import check_accelerator
 from worker.losses import token_loss_sum

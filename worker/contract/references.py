@@ -1,0 +1,68 @@
+"""What a spec refers to, and what each reference must be."""
+
+from typing import Literal, NamedTuple
+
+from worker.contract.evaluation import EvaluateStage
+from worker.contract.parts import Scratch
+from worker.contract.ppo import PpoStage
+from worker.contract.rewards import ModelTerm, Reward
+from worker.contract.rows import ROWS_OF, RowKind
+from worker.contract.spec import JobSpec
+from worker.contract.stages import RehearseStage, RewardStage, TrainStage
+
+
+class Wanted(NamedTuple):
+    """A reference to resolve, and what it must be."""
+
+    path: str
+    """In the spec, such as `stage.reward.terms.0.model`."""
+    reference: str
+    kind: Literal["model", "reward", "any_model", "tokenizer", "data"]
+    """`model` writes text, `reward` scores it, `any_model` is one of them."""
+    rows: tuple[RowKind, ...] = ()
+    """Of data: the kinds of rows that will do."""
+
+
+def references(spec: JobSpec) -> list[Wanted]:
+    """All references to resolve."""
+    stage = spec.stage
+    match stage:
+        case RehearseStage():
+            return []
+        case PpoStage():
+            found = [Wanted("stage.actor.model", stage.actor.model, "model")]
+            found.append(Wanted("stage.critic.model", stage.critic.model, "any_model"))
+            if stage.reference.model is not None:
+                found.append(Wanted("stage.reference.model", stage.reference.model, "model"))
+            found += _of_terms(stage.reward)
+            found.append(Wanted("stage.data.prompts", stage.data.prompts, "data", ("prompt",)))
+            if stage.data.ptx is not None:
+                found.append(Wanted("stage.data.ptx", stage.data.ptx, "data", ("messages",)))
+            held_out: tuple[RowKind, ...] = ("prompt",)
+        case EvaluateStage():
+            rows: tuple[RowKind, ...] = ("text", "messages", "chosen", "answers", "prompt")
+            found = [Wanted("stage.model", stage.model, "any_model")]
+            if stage.against is not None:
+                found.append(Wanted("stage.against", stage.against, "model"))
+            found += _of_terms(stage.reward) if stage.reward is not None else []
+            return [*found, Wanted("stage.data.test", stage.data.test, "data", rows)]
+        case TrainStage():
+            found = []
+            if not isinstance(stage.model, Scratch):
+                kind: Literal["model", "any_model"] = "any_model" if isinstance(stage, RewardStage) else "model"
+                found.append(Wanted("stage.model", stage.model, kind))
+            elif stage.model.tokenizer != "bytes":
+                found.append(Wanted("stage.model.tokenizer", stage.model.tokenizer, "tokenizer"))
+            held_out = ROWS_OF[stage.type]
+            found.append(Wanted("stage.data.train", stage.data.train, "data", held_out))
+    if spec.evaluate is not None and spec.evaluate.data is not None:
+        found.append(Wanted("evaluate.data", spec.evaluate.data, "data", held_out))
+    return found
+
+
+def _of_terms(reward: Reward) -> list[Wanted]:
+    return [
+        Wanted(f"stage.reward.terms.{number}.model", term.model, "reward")
+        for number, term in enumerate(reward.terms)
+        if isinstance(term, ModelTerm)
+    ]
