@@ -58,21 +58,17 @@ def load(spec: JobSpec, inputs: dict[str, Input], store: Path, *, waiting: Calla
     if not isinstance(stage, TrainStage):
         raise BadSpec("stage.type: a rehearsal has no model")
     notes: list[str] = []
-    dtype = DTYPES[spec.deepspeed.precision]
     if isinstance(stage.model, Scratch):
         name = "the model from scratch"
         tokenizer = _tokenizer_of(stage.model, inputs, store, waiting)
         _separate_padding(tokenizer, name, notes)
-        model = from_scratch(stage.model, tokenizer, seed=stage.seed, dtype=dtype)
+        model = from_scratch(stage.model, tokenizer, seed=stage.seed, dtype=DTYPES[spec.deepspeed.precision])
     else:
         name = stage.model
-        source, revision = located(inputs["stage.model"], store, notes, waiting)
-        tokenizer = _read_tokenizer(source, revision, name)
-        model = _read_model(source, revision, name, dtype)
-        _separate_padding(tokenizer, name, notes)
-    for config in (model.config, model.generation_config):
-        if config is not None:
-            config.pad_token_id = tokenizer.pad_token_id
+        model, tokenizer = pretrained(
+            inputs["stage.model"], name, store, DTYPES[spec.deepspeed.precision], notes, waiting=waiting
+        )
+    _pads_with(model, tokenizer)
     if isinstance(stage, SftStage):
         check_template(tokenizer, name)
     check_sizes(model, tokenizer, stage)
@@ -87,8 +83,41 @@ def load(spec: JobSpec, inputs: dict[str, Input], store: Path, *, waiting: Calla
     return Loaded(trained, tokenizer, notes)
 
 
+def pretrained(
+    source: Input,
+    name: str,
+    store: Path,
+    dtype: torch.dtype,
+    notes: list[str],
+    *,
+    path: str = "stage.model",
+    waiting: Callable[[], None] = lambda: None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model that is there already, and its tokenizer, whose padding is not its end.
+
+    `path` is the reference's in the spec. What a person should know is added to `notes`. Raises BadSpec.
+    """
+    where, revision = located(source, store, notes, waiting, path=path)
+    tokenizer = _read_tokenizer(where, revision, name, path)
+    model = _read_model(where, revision, name, dtype, path)
+    _separate_padding(tokenizer, name, notes)
+    _pads_with(model, tokenizer)
+    return model, tokenizer
+
+
+def _pads_with(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    for config in (model.config, model.generation_config):
+        if config is not None:
+            config.pad_token_id = tokenizer.pad_token_id
+
+
 def located(
-    source: Input, store: Path, notes: list[str], waiting: Callable[[], None] = lambda: None
+    source: Input,
+    store: Path,
+    notes: list[str],
+    waiting: Callable[[], None] = lambda: None,
+    *,
+    path: str = "stage.model",
 ) -> tuple[str, str | None]:
     """Where transformers finds a model: (folder or hub name, hub revision). A GGUF is converted first. Raises BadSpec.
 
@@ -97,32 +126,32 @@ def located(
     if source.kind == "hub":
         return source.location, source.sha256
     try:
-        path = local_path(source.location)
+        place = local_path(source.location)
     except BadData as error:
-        raise BadSpec(f"stage.model: {error.message}") from None
-    if not path.exists():
-        raise BadSpec(f"stage.model: {source.reference} is not there any more ({path})")
+        raise BadSpec(f"{path}: {error.message}") from None
+    if not place.exists():
+        raise BadSpec(f"{path}: {source.reference} is not there any more ({place})")
     # A file is opened by its own hash, a registered model by its manifest's, any other folder by its files' names and
     # hashes: `tree_hash` is all three.
-    if ahead.tree_hash(path) != source.sha256:
-        raise BadSpec(f"stage.model: {source.reference} has changed since the job was accepted; submit the job anew")
-    if (gguf := gguf_in(path)) is not None:
+    if ahead.tree_hash(place) != source.sha256:
+        raise BadSpec(f"{path}: {source.reference} has changed since the job was accepted; submit the job anew")
+    if (gguf := gguf_in(place)) is not None:
         # Of a file, its hash is `tree_hash`, which has been compared above.
-        known = source.sha256 if gguf == path else None
+        known = source.sha256 if gguf == place else None
         folder, note = converted(gguf, ahead.models_cache(store), known, waiting)
         notes += [note] if note else []
         return str(folder), None
-    if path.is_file():
-        raise BadSpec(f"stage.model: {path.name} is no GGUF file; give a folder with config.json, or a .gguf file")
-    if not (path / "config.json").is_file():
-        adapter = (path / "adapter_config.json").is_file()
+    if place.is_file():
+        raise BadSpec(f"{path}: {place.name} is no GGUF file; give a folder with config.json, or a .gguf file")
+    if not (place / "config.json").is_file():
+        adapter = (place / "adapter_config.json").is_file()
         hint = "it holds an adapter: give the merged model" if adapter else "it has no config.json and no .gguf file"
-        raise BadSpec(f"stage.model: {source.reference} is not a model's folder; {hint}")
-    if (path / "adapter_config.json").is_file():
-        raise BadSpec(f"stage.model: {source.reference} holds an adapter beside a model: give the merged model")
-    if not any(path.glob("*.safetensors")):
-        raise BadSpec(f"stage.model: {source.reference} has no .safetensors; weights are never read from pickles")
-    return str(path), None
+        raise BadSpec(f"{path}: {source.reference} is not a model's folder; {hint}")
+    if (place / "adapter_config.json").is_file():
+        raise BadSpec(f"{path}: {source.reference} holds an adapter beside a model: give the merged model")
+    if not any(place.glob("*.safetensors")):
+        raise BadSpec(f"{path}: {source.reference} has no .safetensors; weights are never read from pickles")
+    return str(place), None
 
 
 def _tokenizer_of(
@@ -139,24 +168,26 @@ def _tokenizer_of(
     return _read_tokenizer(str(path), None, model.tokenizer)
 
 
-def _read_tokenizer(source: str, revision: str | None, name: str) -> PreTrainedTokenizerBase:
+def _read_tokenizer(source: str, revision: str | None, name: str, path: str = "stage.model") -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises nothing narrower
-        raise BadSpec(f"stage.model: the tokenizer of {name} cannot be read: {_first_line(error)}") from None
+        raise BadSpec(f"{path}: the tokenizer of {name} cannot be read: {_first_line(error)}") from None
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
 
 
-def _read_model(source: str, revision: str | None, name: str, dtype: torch.dtype) -> PreTrainedModel:
+def _read_model(
+    source: str, revision: str | None, name: str, dtype: torch.dtype, path: str = "stage.model"
+) -> PreTrainedModel:
     where: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     try:
         # transformers would put the adapter into the model unasked, and nothing else would be trained.
         if find_adapter_config_file(source, revision=revision or "main") is not None:
-            raise BadSpec(f"stage.model: {name} holds an adapter: give the merged model")
+            raise BadSpec(f"{path}: {name} holds an adapter: give the merged model")
         config = AutoConfig.from_pretrained(source, **where)
         if getattr(config, "quantization_config", None) is not None:
-            raise BadSpec(f"stage.model: {name} is quantized; training needs its weights in full")
+            raise BadSpec(f"{path}: {name} is quantized; training needs its weights in full")
         model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype, use_safetensors=True, **where)
     except _UNREADABLE as error:
         raise BadSpec(f"stage.model: {name} cannot be read: {_first_line(error)}") from None
