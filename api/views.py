@@ -62,6 +62,7 @@ class JobView(View):
     attempt: int = Field(description="the number of the newest attempt; 0: none yet")
     progress: Progress | None
     activity: Activity | None
+    event_count: int = Field(description="the number of its newest event: there are new ones where this has grown")
     metadata: dict[str, str]
     spec: Spec = Field(description="with all defaults filled in; durations in seconds")
     inputs: dict[str, Input] = Field(description="what the spec's references were resolved to")

@@ -2,8 +2,8 @@
 
 A whole control plane on SQLite, its operator included, in a process of its own; jobs whose workers report every 2 s,
 each with a point of five curves and its progress, and watchers that ask twice a second what `rlhf watch` asks: the job,
-its new events, its new losses. The workers are this client, which holds each attempt's lock as a worker does, so that
-the operator sees them live and looks after them. Prints, asserts nothing.
+and where it has moved on its new events and losses. The workers are this client, which holds each attempt's lock as a
+worker does, so that the operator sees them live and looks after them. Prints, asserts nothing.
 """
 
 import argparse
@@ -160,16 +160,22 @@ async def work(caller: Caller, token: str, period: Period) -> None:
 
 
 async def watch(caller: Caller, job: str, period: Period) -> None:
-    """One watcher: asks twice a second what `rlhf watch` asks. Only how long the job itself took is kept."""
+    """One watcher: asks twice a second what `rlhf watch` asks (client.commands.followed). Only how long the job itself
+    took is kept."""
     event = point = 0
+    known: list[Any] = []
 
     async def look() -> None:
-        nonlocal event, point
-        await caller.call("GET", f"/v1/jobs/{job}")
-        events = await caller.call("GET", f"/v1/jobs/{job}/events?after={event}", note=False)
-        points = await caller.call("GET", f"/v1/jobs/{job}/metrics?name=train/loss&after={point}", note=False)
-        event = max([event, *(e["number"] for e in events["data"])])
-        point = max([point, *(p["id"] for p in points["data"])])
+        nonlocal event, point, known
+        seen = await caller.call("GET", f"/v1/jobs/{job}")
+        if seen["event_count"] > event:
+            events = await caller.call("GET", f"/v1/jobs/{job}/events?after={event}", note=False)
+            event = max([event, *(e["number"] for e in events["data"])])
+        signs = [seen[sign] for sign in ("phase", "retry_requested", "attempt", "progress", "event_count")]
+        if signs != known:
+            points = await caller.call("GET", f"/v1/jobs/{job}/metrics?name=train/loss&after={point}", note=False)
+            point = max([point, *(p["id"] for p in points["data"])])
+            known = signs
 
     await every(POLL_EVERY, period, look)
 

@@ -43,6 +43,8 @@ class Job(Record):
     metadata: dict[str, str] = {}
     progress: Progress | None = None
     activity: str | None = None
+    event_count: int | None = None
+    """The number of its newest event; None: an older server, which does not say."""
     spec: dict[str, Any] = {}
     inputs: dict[str, Any] = {}
     models: list[Handed] = []

@@ -1,12 +1,14 @@
 """What a job has done: attempts, events, metrics, checkpoints, logs; at once, or as server-sent events."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel, Field
+from sqlalchemy import RowMapping
+from sqlalchemy.engine import Connection
 from starlette.responses import StreamingResponse
 
 from api import openapi
@@ -17,7 +19,7 @@ from api.routes.parameters import TEXT, JobId, LastEventId, Limit, refusing
 from api.store import events, jobs, metrics
 from api.streams import Head, Kind
 from api.views import AttemptView, CheckpointView, EventView, LogLine, MetricView, Page, StreamEnd
-from worker.contract.check import Problem
+from worker.contract.problem import Problem
 
 router = APIRouter(prefix="/v1/jobs/{job}", tags=["history"])
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -64,12 +66,14 @@ async def listed_events(
     """Events in order, after number `after`."""
     if _wants_stream(request, follow):
         return await _event_stream(job, control, last_event_id, after)
+
+    def look(connection: Connection) -> Sequence[RowMapping]:
+        jobs.require(connection, job)
+        return events.page(connection, job, after=after, limit=limit + 1)
+
     with refusing():
-        async with control.database.reading() as session:
-            await jobs.get(session, job)
-            rows = await events.after(session, {job: after}, limit + 1)
-    more = str(rows[limit - 1].number) if len(rows) > limit else None
-    return Page[EventView](data=[EventView.model_validate(row) for row in rows[:limit]], next=more)
+        rows = await control.database.look(look)
+    return _page(Page[EventView], rows, limit, "number")
 
 
 @router.get(
@@ -110,17 +114,19 @@ async def listed_metrics(
     if _wants_stream(request, follow):
         return await _metric_stream(job, control, name, attempt, last_event_id, after)
     choice = metrics.Choice(name or (), attempt, superseded)
-    more = None
+
+    def look(connection: Connection) -> Sequence[RowMapping]:
+        jobs.require(connection, job)
+        return metrics.page(connection, job, choice, after=after, limit=limit + 1)
+
     with refusing():
+        if downsample is None:
+            return _page(Page[MetricView], await control.database.look(look), limit, "id")
+        # Not by `look`: this reads whole curves, and would keep those waiting who only look.
         async with control.database.reading() as session:
             await jobs.get(session, job)
-            if downsample is not None:
-                rows = await metrics.thinned(session, job, choice, points=downsample)
-            else:
-                rows = await metrics.page(session, job, choice, after=after, limit=limit + 1)
-                more = str(rows[limit - 1].id) if len(rows) > limit else None
-                rows = rows[:limit]
-    return Page[MetricView](data=[MetricView.model_validate(row) for row in rows], next=more)
+            thinned = await metrics.thinned(session, job, choice, points=downsample)
+    return Page[MetricView](data=[MetricView.model_validate(row) for row in thinned])
 
 
 @router.get(
@@ -256,6 +262,14 @@ async def _log_lines(
                 return
             elif not await control.streams.turned(turn):
                 yield b": still here\n\n"
+
+
+def _page(page: type[Page[Any]], rows: Sequence[RowMapping], limit: int, cursor: str) -> Response:
+    """The first `limit` rows; `cursor` is the column that the next page goes on from, if there are more."""
+    more = str(rows[limit - 1][cursor]) if len(rows) > limit else None
+    view = page.model_validate({"data": rows[:limit], "next": more})
+    # Checked when it was made: FastAPI would do so once more, and this is asked for again and again.
+    return Response(view.model_dump_json(), media_type="application/json")
 
 
 def _streaming(content: AsyncIterator[bytes]) -> StreamingResponse:

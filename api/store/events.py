@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import and_, insert, or_, select
+from sqlalchemy import RowMapping, and_, insert, or_, select
+from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.store.database import utcnow
@@ -41,6 +42,14 @@ async def add(
     }
     await session.execute(insert(EventRow).values(**row))
     return job.event_count
+
+
+def page(connection: Connection, job: str, *, after: int, limit: int) -> Sequence[RowMapping]:
+    """The columns of a job's events after number `after`, oldest first."""
+    # Columns and not mapped objects: who follows a job asks for this again and again.
+    table = EventRow.__table__
+    query = select(table).where(table.c.job_id == job, table.c.number > after).order_by(table.c.number).limit(limit)
+    return connection.execute(query).mappings().all()
 
 
 async def after(session: AsyncSession, cursors: dict[str, int], limit: int) -> Sequence[EventRow]:

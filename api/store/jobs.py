@@ -120,6 +120,12 @@ async def get(session: AsyncSession, id: str, *, lock: bool = False) -> JobRow:
     return row
 
 
+def require(connection: Connection, id: str) -> None:
+    """Raises NoSuchJob unless there is such a job."""
+    if connection.scalar(select(JobRow.id).where(JobRow.id == id, JobRow.deleted_at.is_(None))) is None:
+        raise NoSuchJob(id)
+
+
 def look(connection: Connection, id: str) -> tuple[RowMapping, Sequence[RowMapping]]:
     """The columns of one job, and of the models that it has handed over. Raises NoSuchJob."""
     # Columns and not mapped objects: this is what everybody polls.

@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from typing import Any
 
 from client.api import Client
 from client.problems import Problem, Unreachable
@@ -10,6 +11,15 @@ from client.records import Event, Job, Point
 # For how many seconds nobody may answer.
 PATIENCE = 600.0
 _EVENTS_SHOWN = 6
+
+
+def _signs(job: Job) -> tuple[Any, ...]:
+    """What changes when there may be new points.
+
+    A point comes with the progress that made it, in one transaction. Those of an attempt that is over may come late,
+    without progress, but before the phase changes; so the look that sees the end misses none.
+    """
+    return job.phase, job.retry_requested, job.attempt, job.progress, job.event_count
 
 
 class Followed:
@@ -23,6 +33,7 @@ class Followed:
         self._client = client
         self._last_event = 0
         self._last_point: int | None = None
+        self._known: tuple[Any, ...] = ()
 
     def look(self) -> list[Event]:
         """Asks for what is new, and gives the new events. A server that is away for a while is waited for.
@@ -32,8 +43,8 @@ class Followed:
         try:
             # The job first: whatever it did before this answer is then in the events that are asked for next.
             job = self._client.jobs.get(self.job.id)
-            events = self._client.jobs.events(job.id, after=self._last_event)
-            points = self._client.jobs.metrics(job.id, name="train/loss", after=self._last_point)
+            events = self._new_events(job)
+            points = self._new_points(job)
         except (Unreachable, Problem) as error:
             if isinstance(error, Problem) and error.status < 500:
                 raise
@@ -44,6 +55,8 @@ class Followed:
             return []
         self.silent_since = None
         self.job = job
+        # Only here, when all were answered: what a look that failed had been told is asked for again.
+        self._known = _signs(job)
         if events:
             self._last_event = events[-1].number
             self.events.extend(events)
@@ -51,6 +64,16 @@ class Followed:
             self._last_point = points[-1].id
             self.losses.extend(points)
         return events
+
+    def _new_events(self, job: Job) -> list[Event]:
+        if job.event_count is not None and job.event_count <= self._last_event:
+            return []
+        return self._client.jobs.events(job.id, after=self._last_event)
+
+    def _new_points(self, job: Job) -> list[Point]:
+        if job.event_count is not None and self._known == _signs(job):
+            return []
+        return self._client.jobs.metrics(job.id, name="train/loss", after=self._last_point)
 
     @property
     def over(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.api.conftest import REHEARSAL, Plane, paths
+from tests.api.conftest import REHEARSAL, Plane, happenings, paths
 
 JSON = {"Content-Type": "application/json"}
 
@@ -167,3 +167,14 @@ async def test_only_this_machine_s_own_names_are_answered(plane: Plane) -> None:
     assert (await plane.http.get("/v1/jobs", headers={"Origin": own})).status_code == 200
     assert (await plane.http.get("/v1/jobs", headers={"Host": "localhost:80"})).status_code == 200
     assert (await plane.http.get("/v1/jobs", headers={"Host": "[::1]:80"})).status_code == 200
+
+
+async def test_a_job_says_how_many_events_it_has(plane: Plane) -> None:
+    job = await plane.submit()
+    assert job["event_count"] == 1
+    worker = await plane.start(job["id"])
+    await worker.report(events=happenings("Loaded", "Saved"))
+    assert (await plane.get(job["id"]))["event_count"] == 3
+    await plane.http.post(f"/v1/jobs/{job['id']}/pause")
+    events = (await plane.http.get(f"/v1/jobs/{job['id']}/events")).json()["data"]
+    assert (await plane.get(job["id"]))["event_count"] == len(events) == events[-1]["number"] == 4
