@@ -155,6 +155,7 @@ class CheckpointView(View):
 
     attempt: int
     step: int
+    part: int = Field(description="how far within the step after this one; 0: between two steps")
     path: str
     bytes: int
     sha256: str = Field(description="of its manifest")

@@ -122,6 +122,7 @@ class Checkpoint(Record):
 
     attempt: int
     step: int
+    part: int = 0
     path: str
     bytes: int
     sha256: str

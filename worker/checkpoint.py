@@ -24,14 +24,15 @@ class Found:
     """A whole checkpoint: every file has the hash that its manifest says."""
 
     step: int
+    part: int
     attempt: int
     path: Path
     manifest: Manifest
 
 
-def step_folder(checkpoints: Path, step: int) -> Path:
-    """The final folder of a step's checkpoint."""
-    return checkpoints / f"{_STEP}{step:09d}"
+def step_folder(checkpoints: Path, step: int, part: int = 0) -> Path:
+    """The final folder of a step's checkpoint; `part`: of one that was made within the step that follows."""
+    return checkpoints / (f"{_STEP}{step:09d}" + (f".{part:06d}" if part else ""))
 
 
 def temporary_for(final: Path) -> Path:
@@ -71,10 +72,11 @@ def seal(temporary: Path, final: Path) -> Manifest:
     return described
 
 
-def announce(final: Path, sealed: Manifest, *, step: int, store: Path) -> Checkpoint:
+def announce(final: Path, sealed: Manifest, *, step: int, part: int = 0, store: Path) -> Checkpoint:
     """The message that tells of a sealed checkpoint."""
     return Checkpoint(
         step=step,
+        part=part,
         path=final.relative_to(store).as_posix(),
         bytes=sealed.total_bytes,
         sha256=sealed.sha256,
@@ -85,26 +87,26 @@ def announce(final: Path, sealed: Manifest, *, step: int, store: Path) -> Checkp
 def newest_whole(job_folder: Path, before_attempt: int | None = None) -> tuple[Found | None, list[str]]:
     """The newest whole checkpoint of a job, and a sentence on each newer one that is damaged.
 
-    Looks at all attempts' folders, or at those before `before_attempt`; the highest step first, of two with the same
-    step that of the later attempt. Hashes are verified: one that is cut short or has a bit flipped is passed over.
+    Looks at all attempts' folders, or at those before `before_attempt`; the highest step and part first, of two with
+    the same the later attempt's. Hashes are verified: one that is cut short or has a bit flipped is passed over.
     """
     damaged: list[str] = []
-    for step, attempt, path in sorted(_candidates(job_folder, before_attempt), reverse=True):
+    for step, part, attempt, path in sorted(_candidates(job_folder, before_attempt), reverse=True):
         try:
-            return Found(step, attempt, path, manifest.verify(path)), damaged
+            return Found(step, part, attempt, path, manifest.verify(path)), damaged
         except (Damaged, OSError) as error:
             damaged.append(f"the checkpoint of step {step} (attempt {attempt}) is passed over: {error}")
     return None, damaged
 
 
-def _candidates(job_folder: Path, before_attempt: int | None) -> list[tuple[int, int, Path]]:
+def _candidates(job_folder: Path, before_attempt: int | None) -> list[tuple[int, int, int, Path]]:
     found = []
     for path in job_folder.glob(f"a*/checkpoints/{_STEP}*"):
-        attempt, step = path.parent.parent.name[1:], path.name.removeprefix(_STEP)
-        if not (attempt.isdecimal() and step.isdecimal() and path.is_dir()):
+        attempt, (step, _, part) = path.parent.parent.name[1:], path.name.removeprefix(_STEP).partition(".")
+        if not (attempt.isdecimal() and step.isdecimal() and (part or "0").isdecimal() and path.is_dir()):
             continue
         if before_attempt is None or int(attempt) < before_attempt:
-            found.append((int(step), int(attempt), path))
+            found.append((int(step), int(part or 0), int(attempt), path))
     return found
 
 

@@ -102,7 +102,7 @@ class Engine:
 
     def __init__(self, model: nn.Module, objective: Compute, setting: Setting):
         """Wraps `model`. The ranks must have met (`Ranks`); all of them construct at the same time."""
-        _tame_deepspeed()
+        tame_deepspeed()
         self.model = model
         self.zero = effective_zero(setting.deepspeed)
         settings = setting.optimizer
@@ -191,6 +191,25 @@ class Engine:
             parameters = list(self._engine.optimizer.fp32_partitioned_groups_flat)
         return [(p.device, 2 * p.numel() * 4) for p in parameters]
 
+    def trained_parts(self) -> list[Tensor]:
+        """What this rank holds of the weights that are trained: all of them, or under ZeRO-3 its shards."""
+        return [p.ds_tensor if hasattr(p, "ds_tensor") else p.data for p in self._trained]
+
+    def watch_gradients(self) -> Callable[[], list[str]]:
+        """Begins to note which trained weights get a gradient; what it gives tells those that got none since asked."""
+        names = {name for name, p in self.model.named_parameters() if p.requires_grad}
+        reached: set[str] = set()
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(lambda _, name=name: reached.add(name))
+
+        def missing() -> list[str]:
+            left = sorted(names - reached)
+            reached.clear()
+            return left
+
+        return missing
+
     def save(self, folder: Path) -> None:
         """Writes DeepSpeed's checkpoint into `folder`; all ranks call it. Frozen weights are left out."""
         self._engine.save_checkpoint(
@@ -237,7 +256,7 @@ class Engine:
         return state if keep else None
 
 
-def _tame_deepspeed() -> None:
+def tame_deepspeed() -> None:
     """Keeps DeepSpeed from work and words that nobody asked for."""
     # Its shared-memory all-reduce for hosts, and the look whether it could be built. The build takes a minute at the
     # first start, needs a compiler and a folder to write to, and its kernel hangs the other ranks when one dies.

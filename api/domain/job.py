@@ -144,6 +144,8 @@ class Job:
     retry_requested: bool = False
     newest_checkpoint: int | None = None
     """The step of the newest checkpoint of any attempt."""
+    saved: bool = False
+    """Whether the current attempt has made a checkpoint: each is newer than what the attempt began with."""
     live_checkpoints: int = 0
     """Checkpoints of all attempts that were not pruned."""
     deleted: bool = False

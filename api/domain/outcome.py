@@ -129,10 +129,7 @@ def settle(
     """
     end = ending(job, attempt, seen, spoilt)
     well = succeeded(attempt, seen, spoilt)
-    fruitful = (job.newest_checkpoint if job.newest_checkpoint is not None else -1) > (
-        attempt.began_with_step if attempt.began_with_step is not None else -1
-    )
-    fruitless = 0 if fruitful or well else job.fruitless + (end.reason is not None)
+    fruitless = 0 if job.saved or well else job.fruitless + (end.reason is not None)
     worker_errors = job.worker_errors + (end.reason is Reason.WORKER_ERROR)
     ended_at = min(now, max(attempt.created_at, attempt.ended_at or seen.ended_at or now))
 

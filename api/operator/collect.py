@@ -122,18 +122,19 @@ def _never_stored(error: StatementError) -> bool:
 async def _record_checkpoints(job: Job, attempt: Attempt, *, database: Database, lease: Lease, store: Path) -> None:
     """Records the whole checkpoints that the worker was killed too early to tell of."""
     async with database.reading() as session:
-        known = await operations_checkpoints.steps(session, job.id, attempt.number)
+        known = await operations_checkpoints.recorded(session, job.id, attempt.number)
     found = await asyncio.to_thread(_untold, store, job.id, attempt.number, known)
     if found:
         async with database.transaction() as session:
             await operations_checkpoints.record(session, lease, job.id, attempt.number, found)
 
 
-def _untold(store: Path, job_id: str, attempt: int, known: set[int]) -> list[Checkpoint]:
+def _untold(store: Path, job_id: str, attempt: int, known: set[str]) -> list[Checkpoint]:
     found = []
     for path in (store / "jobs" / job_id / f"a{attempt}" / "checkpoints").glob("step-*"):
-        number = path.name.removeprefix("step-")
-        if not number.isdecimal() or int(number) in known:
+        step, _, part = path.name.removeprefix("step-").partition(".")
+        where = path.relative_to(store).as_posix()
+        if not (step.isdecimal() and (part or "0").isdecimal()) or where in known:
             continue
         try:
             whole = manifest.verify(path)
@@ -141,9 +142,15 @@ def _untold(store: Path, job_id: str, attempt: int, known: set[int]) -> list[Che
             log.warning("a checkpoint that nobody told of is not whole: %s", error)
             continue
         saved_at = datetime.fromtimestamp((path / manifest.MANIFEST).stat().st_mtime, UTC)
-        where = path.relative_to(store).as_posix()
         found.append(
-            Checkpoint(step=int(number), path=where, bytes=whole.total_bytes, sha256=whole.sha256, at=saved_at)
+            Checkpoint(
+                step=int(step),
+                part=int(part or 0),
+                path=where,
+                bytes=whole.total_bytes,
+                sha256=whole.sha256,
+                at=saved_at,
+            )
         )
     return found
 

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from api.domain.decide import (
@@ -83,8 +84,7 @@ class Steps:
         """Takes a job as far as it goes for now. Raises NotLeader, ClusterError, OSError and the database's errors."""
         collected: Collected | None = None
         for _ in range(_ACTIONS_A_TURN):
-            async with self._database.reading() as session:
-                job = await operations_load.one(session, job_id)
+            job = await self._database.look(partial(operations_load.one, job_id=job_id))
             if job is None:
                 return
             seen = await self._observe(job)
@@ -150,10 +150,18 @@ class Steps:
             case Stop():
                 await self._stop(job, _attempt(job), action)
             case Move(phase, reason, message, fresh):
-                async with self._database.transaction() as session:
-                    await operations.move(
-                        session, self._lease, job, phase, utcnow(), reason=reason, message=message, fresh=fresh
+                await self._database.put(
+                    partial(
+                        operations.move,
+                        lease=self._lease,
+                        job=job,
+                        phase=phase,
+                        now=utcnow(),
+                        reason=reason,
+                        message=message,
+                        fresh=fresh,
                     )
+                )
             case Collect() if seen is not None:
                 return await collect(
                     job, seen, database=self._database, lease=self._lease, cluster=self._cluster, store=self._store
@@ -213,12 +221,12 @@ class Steps:
         async with self._database.reading() as session:
             gone = await operations_checkpoints.prunable(session, job.id, job.spec.checkpoint.keep)
         # Removed first, then recorded: what is recorded as gone is gone. Newer ones only ever make more of them go.
-        for _, _, path in gone:
+        for *_, path in gone:
             self._fence()
             await asyncio.to_thread(remove_folder, self._store / path)
         async with self._database.transaction() as session:
             await operations_checkpoints.mark_pruned(
-                session, self._lease, job.id, [(attempt, step) for attempt, step, _ in gone], utcnow()
+                session, self._lease, job.id, [(attempt, step, part) for attempt, step, part, _ in gone], utcnow()
             )
 
     async def _purge(self, job: Job) -> None:

@@ -56,7 +56,7 @@ async def after(session: AsyncSession, cursors: dict[str, int], limit: int) -> S
 async def checkpoints(session: AsyncSession, job: str) -> Sequence[CheckpointRow]:
     """All checkpoints, oldest first, the pruned ones too."""
     query = select(CheckpointRow).where(CheckpointRow.job_id == job)
-    return (await session.scalars(query.order_by(CheckpointRow.attempt, CheckpointRow.step))).all()
+    return (await session.scalars(query.order_by(CheckpointRow.attempt, CheckpointRow.step, CheckpointRow.part))).all()
 
 
 def _chosen(job: str, choice: Choice) -> Iterator[ColumnElement[bool]]:

@@ -10,16 +10,16 @@ from api.store.tables import AttemptRow, CheckpointRow, JobRow, ModelRow
 from worker.contract.protocol import Checkpoint
 
 
-async def prunable(session: AsyncSession, job_id: str, keep: int) -> list[tuple[int, int, str]]:
-    """The checkpoints beyond the `keep` newest, as (attempt, step, path).
+async def prunable(session: AsyncSession, job_id: str, keep: int) -> list[tuple[int, int, int, str]]:
+    """The checkpoints beyond the `keep` newest, as (attempt, step, part, path).
 
     A later attempt that went on from step T found everything past T damaged: that counts for nothing, and goes too.
     """
     rows = (
         await session.execute(
-            select(CheckpointRow.attempt, CheckpointRow.step, CheckpointRow.path)
+            select(CheckpointRow.attempt, CheckpointRow.step, CheckpointRow.part, CheckpointRow.path)
             .where(CheckpointRow.job_id == job_id, CheckpointRow.pruned_at.is_(None))
-            .order_by(CheckpointRow.step.desc(), CheckpointRow.attempt.desc())
+            .order_by(CheckpointRow.step.desc(), CheckpointRow.part.desc(), CheckpointRow.attempt.desc())
         )
     ).all()
     resumed = (
@@ -36,25 +36,30 @@ async def prunable(session: AsyncSession, job_id: str, keep: int) -> list[tuple[
     good = [row for row in rows if not passed_over(row.attempt, row.step)]
     bad = [row for row in rows if passed_over(row.attempt, row.step)]
     gone = good[keep:] + bad
-    return [(row.attempt, row.step, row.path) for row in gone]
+    return [(row.attempt, row.step, row.part, row.path) for row in gone]
 
 
 async def mark_pruned(
-    session: AsyncSession, lease: Lease, job_id: str, gone: list[tuple[int, int]], now: datetime
+    session: AsyncSession, lease: Lease, job_id: str, gone: list[tuple[int, int, int]], now: datetime
 ) -> None:
-    """Records that the checkpoints (attempt, step) were removed. Raises NotLeader."""
+    """Records that the checkpoints (attempt, step, part) were removed. Raises NotLeader."""
     await require(session, lease)
-    for attempt, step in gone:
+    for attempt, step, part in gone:
         await session.execute(
             update(CheckpointRow)
-            .where(CheckpointRow.job_id == job_id, CheckpointRow.attempt == attempt, CheckpointRow.step == step)
+            .where(
+                CheckpointRow.job_id == job_id,
+                CheckpointRow.attempt == attempt,
+                CheckpointRow.step == step,
+                CheckpointRow.part == part,
+            )
             .values(pruned_at=now)
         )
 
 
-async def steps(session: AsyncSession, job_id: str, attempt: int) -> set[int]:
-    """The steps of the attempt's checkpoints that are recorded, pruned ones too."""
-    query = select(CheckpointRow.step).where(CheckpointRow.job_id == job_id, CheckpointRow.attempt == attempt)
+async def recorded(session: AsyncSession, job_id: str, attempt: int) -> set[str]:
+    """The paths of the attempt's checkpoints that are recorded, pruned ones too."""
+    query = select(CheckpointRow.path).where(CheckpointRow.job_id == job_id, CheckpointRow.attempt == attempt)
     return set((await session.scalars(query)).all())
 
 

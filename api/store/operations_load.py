@@ -1,10 +1,15 @@
-"""Jobs as the operator sees them: rows made into plain values, all of those that need it in three queries."""
+"""Jobs as the operator sees them: rows made into plain values, all of those that need it in a few queries.
+
+What it asks for all the time is for `Database.look`, and reads columns and not mapped objects.
+"""
 
 from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Select, and_, func, or_, select
+from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Bundle, Session
 
 from api.domain.job import ACTIVE, FINAL, Attempt, Desired, Job, Phase, Reason
 from api.store.tables import AttemptRow, CheckpointRow, JobRow
@@ -13,12 +18,51 @@ from worker.contract.protocol import Termination
 from worker.contract.spec import JobSpec
 
 
-async def unsettled(session: AsyncSession) -> list[Job]:
+_JOB = Bundle(
+    "job",
+    JobRow.id,
+    JobRow.project_id,
+    JobRow.name,
+    JobRow.spec_sha256,
+    JobRow.spec,
+    JobRow.phase,
+    JobRow.desired,
+    JobRow.reason,
+    JobRow.priority,
+    JobRow.created_at,
+    JobRow.phase_since,
+    JobRow.fruitless,
+    JobRow.worker_errors,
+    JobRow.ran_for,
+    JobRow.not_before,
+    JobRow.retry_requested,
+    JobRow.deleted_at,
+)
+_ATTEMPT = Bundle(
+    "attempt",
+    AttemptRow.number,
+    AttemptRow.object_name,
+    AttemptRow.created_at,
+    AttemptRow.uid,
+    AttemptRow.accepted_at,
+    AttemptRow.ended_at,
+    AttemptRow.progressed_at,
+    AttemptRow.began_with_step,
+    AttemptRow.stopping_since,
+    AttemptRow.stop_reason,
+    AttemptRow.termination,
+    AttemptRow.reason,
+    AttemptRow.message,
+    AttemptRow.cleaned,
+)
+
+
+def unsettled(connection: Connection) -> list[Job]:
     """All jobs that are not final."""
-    return await _load(session, JobRow.phase.in_([str(phase) for phase in Phase if phase not in FINAL]))
+    return _load(connection, JobRow.phase.in_([str(phase) for phase in Phase if phase not in FINAL]))
 
 
-async def left_over(session: AsyncSession) -> list[Job]:
+def left_over(connection: Connection) -> list[Job]:
     """Final jobs about which there is something to do: deleted, to be tried again, or with objects left."""
     final = JobRow.phase.in_([str(phase) for phase in FINAL])
     left = or_(
@@ -26,12 +70,17 @@ async def left_over(session: AsyncSession) -> list[Job]:
         JobRow.retry_requested.is_(True),
         and_(JobRow.attempt > 0, AttemptRow.cleaned.is_(False)),
     )
-    return await _load(session, and_(final, left))
+    return _load(connection, and_(final, left))
 
 
-async def one(session: AsyncSession, job_id: str) -> Job | None:
+def whole(connection: Connection) -> list[Job]:
+    """All jobs about which there is, or may be, something to do."""
+    return unsettled(connection) + left_over(connection)
+
+
+def one(connection: Connection, job_id: str) -> Job | None:
     """One job; None: it is gone."""
-    jobs = await _load(session, JobRow.id == job_id)
+    jobs = _load(connection, JobRow.id == job_id)
     return jobs[0] if jobs else None
 
 
@@ -51,25 +100,25 @@ async def current_names(session: AsyncSession) -> set[str]:
     return set((await session.scalars(query)).all())
 
 
-async def _load(session: AsyncSession, wanted: Any) -> list[Job]:
+def _load(connection: Connection, wanted: Any) -> list[Job]:
     current = and_(AttemptRow.job_id == JobRow.id, AttemptRow.number == JobRow.attempt)
-    query = select(JobRow, AttemptRow).outerjoin(AttemptRow, current).where(wanted)
-    rows = (await session.execute(query.execution_options(populate_existing=True))).all()
-    saved = await _checkpoints(session, select(JobRow.id).outerjoin(AttemptRow, current).where(wanted))
-    return [_job(job, attempt, *saved.get(job.id, (None, 0))) for job, attempt in rows]
+    with Session(connection) as session:
+        rows = session.execute(select(_JOB, _ATTEMPT).outerjoin(AttemptRow, current).where(wanted)).all()
+    saved = _checkpoints(connection, select(JobRow.id).outerjoin(AttemptRow, current).where(wanted))
+    return [_job(job, attempt, *saved.get(job.id, (None, 0, None))) for job, attempt in rows]
 
 
-async def _checkpoints(session: AsyncSession, ids: Select[str]) -> dict[str, tuple[int | None, int]]:
-    """By job: the step of its newest checkpoint, and how many of them are kept."""
+def _checkpoints(connection: Connection, ids: Select[str]) -> dict[str, tuple[int | None, int, int | None]]:
+    """By job: the step of its newest checkpoint, how many are kept, and the last attempt that made one."""
     query = (
-        select(CheckpointRow.job_id, func.max(CheckpointRow.step), func.count())
+        select(CheckpointRow.job_id, func.max(CheckpointRow.step), func.count(), func.max(CheckpointRow.attempt))
         .where(CheckpointRow.job_id.in_(ids), CheckpointRow.pruned_at.is_(None))
         .group_by(CheckpointRow.job_id)
     )
-    return {job: (newest, count) for job, newest, count in (await session.execute(query)).all()}
+    return {job: (newest, count, by) for job, newest, count, by in connection.execute(query)}
 
 
-def _job(row: JobRow, attempt: AttemptRow | None, newest: int | None, live: int) -> Job:
+def _job(row: Any, attempt: Any, newest: int | None, live: int, saved_by: int | None) -> Job:
     return Job(
         id=row.id,
         project_id=row.project_id,
@@ -81,19 +130,20 @@ def _job(row: JobRow, attempt: AttemptRow | None, newest: int | None, live: int)
         priority=row.priority,
         created_at=row.created_at,
         phase_since=row.phase_since,
-        attempt=_attempt(attempt) if attempt is not None else None,
+        attempt=_attempt(attempt) if attempt.number is not None else None,
         fruitless=row.fruitless,
         worker_errors=row.worker_errors,
         ran_for=row.ran_for,
         not_before=row.not_before,
         retry_requested=row.retry_requested,
         newest_checkpoint=newest,
+        saved=attempt is not None and saved_by == attempt.number,
         live_checkpoints=live,
         deleted=row.deleted_at is not None,
     )
 
 
-def _attempt(row: AttemptRow) -> Attempt:
+def _attempt(row: Any) -> Attempt:
     return Attempt(
         number=row.number,
         object_name=row.object_name,

@@ -26,7 +26,7 @@ async def register(
         await session.execute(
             select(CheckpointRow.attempt, CheckpointRow.step, CheckpointRow.sha256)
             .where(CheckpointRow.job_id == job.id)
-            .order_by(CheckpointRow.step.desc(), CheckpointRow.attempt.desc())
+            .order_by(CheckpointRow.step.desc(), CheckpointRow.part.desc(), CheckpointRow.attempt.desc())
             .limit(1)
         )
     ).first()

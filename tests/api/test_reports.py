@@ -175,7 +175,7 @@ async def test_a_malformed_report_does_not_block_those_after_it(plane: Plane) ->
 async def test_unknown_fields_of_a_newer_worker_are_ignored(plane: Plane) -> None:
     job = (await plane.submit())["id"]
     worker = await plane.start(job)
-    assert (await worker.report(version=2, samples=[{"text": "new"}], progress={"mark": 1, "mood": "good"})).is_success
+    assert (await worker.report(version=2, progress={"mark": 1, "mood": "good"}, dreams=[{"text": "new"}])).is_success
 
 
 async def test_points_past_the_step_that_was_resumed_from_are_superseded(plane: Plane) -> None:

@@ -257,7 +257,7 @@ def test_attempts_in_a_row_without_a_new_checkpoint_run_out() -> None:
 
 def test_a_new_checkpoint_starts_the_count_again() -> None:
     began = attempt(accepted_at=T0, began_with_step=10)
-    assert outcome(job(attempt=began, fruitless=2, newest_checkpoint=20), exited(137)).fruitless == 0
+    assert outcome(job(attempt=began, fruitless=2, newest_checkpoint=20, saved=True), exited(137)).fruitless == 0
     assert outcome(job(attempt=began, fruitless=2, newest_checkpoint=10), exited(137)).phase is Phase.FAILED
 
 

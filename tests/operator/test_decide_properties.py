@@ -51,6 +51,7 @@ jobs = st.builds(
     not_before=maybe_times,
     retry_requested=st.booleans(),
     newest_checkpoint=st.none() | st.integers(0, 50),
+    saved=st.booleans(),
     live_checkpoints=st.integers(0, 5),
     deleted=st.booleans(),
 )

@@ -92,9 +92,13 @@ class Event(Message):
 
 
 class Checkpoint(Message):
-    """A whole checkpoint, in place: `path` lies in the attempt's folder of the store, `sha256` is its manifest's."""
+    """A whole checkpoint, in place: `path` lies in the attempt's folder of the store, `sha256` is its manifest's.
+
+    `part`: how far within the step after `step` it was made, for stages whose steps are long; 0: between two steps.
+    """
 
     step: Step
+    part: Step = 0
     path: StorePath
     bytes: Annotated[int, Field(ge=0)]
     sha256: Sha256

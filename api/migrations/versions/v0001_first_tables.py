@@ -164,13 +164,14 @@ def upgrade() -> None:
         sa.Column("job_id", sa.String(length=20), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("step", BIG, nullable=False),
+        sa.Column("part", BIG, nullable=False),
         sa.Column("path", sa.String(length=1024), nullable=False),
         sa.Column("bytes", BIG, nullable=False),
         sa.Column("sha256", sa.String(length=64), nullable=False),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("pruned_at", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),
-        sa.PrimaryKeyConstraint("job_id", "attempt", "step"),
+        sa.PrimaryKeyConstraint("job_id", "attempt", "step", "part"),
     )
     op.create_table(
         "events",

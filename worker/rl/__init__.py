@@ -1,0 +1,1 @@
+"""Reinforcement learning from a reward: rollouts, advantages, rewards and guards."""
