@@ -62,14 +62,14 @@ def restore(context: Context, engine: Engine, ranks: Ranks, data: str) -> tuple[
     Gives the progress to go on from and the checkpoint's folder, or a fresh start and None where there is none.
     Raises BadSpec for a checkpoint that DeepSpeed cannot read into this attempt's shape.
     """
-    found = _agree_on_one(context, ranks)
+    found = newest(context, ranks)
     if found is None:
         if context.rank == 0 and context.order.attempt > 1:
             # What earlier attempts said of any step is said again.
             context.channel.resumed_from(0)
         return Progress(), None
     stored = json.loads((found / _TRAINING).read_text())
-    _check_circumstances(context, Circumstances(**stored["circumstances"]), ranks.world)
+    check_circumstances(context, Circumstances(**stored["circumstances"]), ranks.world)
     if context.rank == 0 and stored["data"] != data:
         context.channel.event(
             "NotExact", "the training data is not what it was when the checkpoint was made", level="warning"
@@ -83,22 +83,23 @@ def restore(context: Context, engine: Engine, ranks: Ranks, data: str) -> tuple[
     return progress, found
 
 
-def _agree_on_one(context: Context, ranks: Ranks) -> Path | None:
-    """The folder of the newest whole checkpoint. Rank 0 reads and hashes, the others take its word."""
-    step = attempt = -1
+def newest(context: Context, ranks: Ranks) -> Path | None:
+    """The folder of the newest whole checkpoint of earlier attempts. Rank 0 reads and hashes, the others follow."""
+    step = part = attempt = -1
     if context.rank == 0:
         found, damaged = checkpoint.newest_whole(context.job_folder, before_attempt=context.order.attempt)
         for sentence in damaged:
             context.channel.event("CheckpointDamaged", sentence, level="warning")
         if found is not None:
-            step, attempt = found.step, found.attempt
-    step, attempt = ranks.same(step), ranks.same(attempt)
+            step, part, attempt = found.step, found.part, found.attempt
+    step, part, attempt = ranks.same(step), ranks.same(part), ranks.same(attempt)
     if step < 0:
         return None
-    return checkpoint.step_folder(context.job_folder / f"a{attempt}" / "checkpoints", step)
+    return checkpoint.step_folder(context.job_folder / f"a{attempt}" / "checkpoints", step, part)
 
 
-def _check_circumstances(context: Context, before: Circumstances, world: int) -> None:
+def check_circumstances(context: Context, before: Circumstances, world: int) -> None:
+    """Raises BadSpec where a checkpoint cannot go on as this attempt is; says in an event where it cannot exactly."""
     now = Circumstances.now(context.order.spec, world)
     if (before.world, before.zero, before.precision) != (now.world, now.zero, now.precision):
         raise BadSpec(
