@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jinja2 import TemplateError
@@ -38,6 +39,17 @@ class Sample:
     def targets(self) -> int:
         """How many of its tokens are trained."""
         return int(self.trained.sum())
+
+    @property
+    def footprint(self) -> int:
+        """Tokens that it takes up in a batch."""
+        return len(self.ids)
+
+    def parts(self) -> Iterator[bytes]:
+        """All that it is, as bytes: what a hash is made of."""
+        yield len(self).to_bytes(8, "little")
+        yield self.ids.tobytes()
+        yield self.trained.tobytes()
 
     def cut(self, start: int, stop: int) -> "Sample":
         """The tokens from `start` up to `stop`. The first is no target: nothing stands before it any more."""
@@ -176,7 +188,10 @@ def trained_tokens(offsets: list[tuple[int, int]], spans: list[tuple[int, int]])
     return mask
 
 
-def held_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+T = TypeVar("T")
+
+
+def held_out(samples: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]]:
     """(to train on, held out): a share of the samples, at least one of each, chosen by the seed. Raises BadData."""
     if len(samples) < 2:
         raise BadData("evaluate.held_out: one row cannot be parted into rows to train on and rows to hold out")

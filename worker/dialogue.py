@@ -67,6 +67,20 @@ def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Turn]) -> Render
     return Rendered(text, spans)
 
 
+def answered(tokenizer: PreTrainedTokenizerBase, messages: list[Turn], answer: str) -> tuple[str, str]:
+    """(the prompt, up to the opening of the assistant's turn; the answer, up to the token that ends the turn).
+
+    What the template makes of the answer's words is kept (some strip blanks off), as in training on dialogues. Raises
+    TemplateChanges, and TemplateError for a prompt that the template itself refuses.
+    """
+    turns = [{"role": turn.role, "content": turn.content} for turn in messages]
+    prompt = render(tokenizer, turns, answer_next=True)
+    whole = render(tokenizer, [*turns, {"role": "assistant", "content": answer}])
+    if not whole.startswith(prompt):
+        raise TemplateChanges("the prompt is not what stands before its answer in the dialogue")
+    return prompt, whole[len(prompt) : max(len(prompt), _closing(tokenizer, whole))]
+
+
 def _opening(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], index: int, after: str) -> int:
     """Where the assistant's own words begin: behind everything that the prompt for this turn holds."""
     if index:
@@ -102,3 +116,16 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     ends = [token for token in _special(tokenizer) if text.endswith(token)]
     found: Any = tokenizer.convert_tokens_to_ids(max(ends, key=len)) if ends else None
     return found
+
+
+def answer_end(tokenizer: PreTrainedTokenizerBase, model: str, path: str = "stage.model") -> int:
+    """The id of the token that every whole answer ends with: the one that ends a turn, or else a text. Raises BadSpec.
+
+    A rollout ends with it, and nothing follows: ChatML's newline behind it is the template's alone.
+    """
+    end = turn_end(tokenizer)
+    if end is None:
+        end = tokenizer.eos_token_id
+    if not isinstance(end, int):
+        raise BadSpec(f"{path}: the tokenizer of {model} has no token that ends a turn or a text (eos_token)")
+    return end

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from worker.contract.spec import JobSpec
 from worker.contract.stages import TrainStage
-from worker.data import Sample
 from worker.dataset import Dataset
 from worker.errors import BadData
-from worker.packing import MicroBatch, Row, counts, micro_batches, updates
+from worker.packing import Batch, Item, counts, micro_batches, size_of, updates
 from worker.state import Position
 
 
@@ -16,9 +15,9 @@ from worker.state import Position
 class Update:
     """One rank's part of an update, and what the whole of it holds over all ranks."""
 
-    micro_batches: list[MicroBatch]
+    micro_batches: list[Batch]
     tokens: int  # real ones
-    trained: int  # positions with a loss
+    trained: int  # what the loss is a mean over: positions, or rows
 
 
 class Feed:
@@ -29,13 +28,13 @@ class Feed:
         assert isinstance(spec.stage, TrainStage)
         self._dataset, self._spec, self._stage = dataset, spec, spec.stage
         self._rank, self._world, self._pad_id = rank, world, pad_id
-        self._epoch: tuple[int, list[list[Row]]] = (-1, [])
+        self._epoch: tuple[int, list[list[list[Item]]]] = (-1, [])
         if not any(sample.targets for sample in dataset.train):
             raise BadData("the training data has not one token to train on: no assistant's turn, or all were cut off")
         if dataset.held_out and not any(sample.targets for sample in dataset.held_out):
             raise BadData("the data to evaluate on has not one token with a loss")
 
-    def epoch(self, number: int) -> list[list[Row]]:
+    def epoch(self, number: int) -> list[list[list[Item]]]:
         """All updates of an epoch."""
         if self._epoch[0] != number:
             self._epoch = (number, self._updates(self._dataset.train, number, self._stage.batch))
@@ -62,26 +61,31 @@ class Feed:
             return Position(position.epoch, position.update + 1)
         return Position(position.epoch + 1, 0)
 
-    def longest(self, position: Position) -> MicroBatch:
+    def longest(self, position: Position) -> Batch:
         """A micro-batch of the longest rows of the epoch: the one that needs the most memory."""
         rows = [row for update in self.epoch(position.epoch) for row in update]
-        longest = sorted(rows, key=lambda row: -sum(map(len, row)))[: self._spec.micro_batch * self._world]
+        longest = sorted(rows, key=lambda row: -size_of(row))[: self._spec.micro_batch * self._world]
         return self._collate(longest)[0]
 
-    def held_out(self) -> list[MicroBatch]:
+    def held_out(self) -> list[Batch]:
         """This rank's micro-batches to evaluate on, as many on each rank."""
         if not self._dataset.held_out:
             return []
         rows = self._updates(self._dataset.held_out, 0, self._spec.micro_batch * self._world)
         return [batch for update in rows for batch in self._collate(update)]
 
-    def _updates(self, samples: Sequence[Sample], epoch: int, batch: int) -> list[list[Row]]:
+    def _updates(self, samples: Sequence[Item], epoch: int, batch: int) -> list[list[list[Item]]]:
         pack_to = self._stage.max_length if self._stage.packing else None
         return updates(
             samples, seed=self._stage.seed, epoch=epoch, batch=batch, pack_to=pack_to, split=self._dataset.split
         )
 
-    def _collate(self, rows: list[Row]) -> list[MicroBatch]:
+    def _collate(self, rows: list[list[Item]]) -> list[Batch]:
         return micro_batches(
-            rows, rank=self._rank, world=self._world, micro_batch=self._spec.micro_batch, pad_id=self._pad_id
+            rows,
+            rank=self._rank,
+            world=self._world,
+            micro_batch=self._spec.micro_batch,
+            pad_id=self._pad_id,
+            making=self._dataset.collate,
         )

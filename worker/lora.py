@@ -8,12 +8,15 @@ from transformers.pytorch_utils import Conv1D
 
 from worker.contract.parts import Lora
 from worker.errors import BadSpec
+from worker.heads import HEAD
 
 _PATH = "stage.lora.targets"
 
 
-def with_adapters(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
+def with_adapters(model: PreTrainedModel, lora: Lora, seed: int, *, head: bool = False) -> PeftModel:
     """The model with adapters on its linear layers, the same on every rank; all else is frozen. Raises BadSpec.
+
+    With `head` the model has a scalar head, which is trained in full and saved with the adapters.
 
     `all-linear` leaves out the output layer: it is often the input embedding too, and the adapter would change both.
     """
@@ -21,7 +24,8 @@ def with_adapters(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
     if isinstance(targets, list):
         _check(model, targets)
     config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
+        # For a classifier, peft trains a layer that is named as the head is, beside the adapters.
+        task_type=TaskType.SEQ_CLS if head else TaskType.CAUSAL_LM,
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
@@ -42,9 +46,10 @@ def _check(model: PreTrainedModel, targets: list[str]) -> None:
     output = model.get_output_embeddings()
     tied = (
         [n for n, m in model.named_modules() if m is output]
-        if model.config.get_text_config().tie_word_embeddings
+        if output is not None and model.config.get_text_config().tie_word_embeddings
         else []
     )
+    names = [name for name in names if name != HEAD]  # it is trained as it is
     known = sorted({name.rsplit(".", 1)[-1] for name in names if name not in tied})
     for target in targets:
         matching = [name for name in names if name == target or name.endswith(f".{target}")]

@@ -9,7 +9,7 @@ from worker.contract.spec import JobSpec
 from worker.contract.stages import TrainStage
 from worker.engine import Engine
 from worker.errors import OutOfMemory, is_out_of_memory
-from worker.packing import MicroBatch
+from worker.packing import Batch
 from worker.state import undisturbed
 
 
@@ -44,7 +44,7 @@ def advice(spec: JobSpec) -> str:
     return "write one of " + ", ".join(ways)
 
 
-def preflight(engine: Engine, longest: MicroBatch, spec: JobSpec) -> None:
+def preflight(engine: Engine, longest: Batch, spec: JobSpec) -> None:
     """Forward and backward of the longest micro-batch, with room taken for what the first step will allocate.
 
     It changes nothing: weights, optimizer state, gradients and random states are bit for bit what they were. Raises

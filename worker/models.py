@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -24,10 +25,11 @@ from worker.contract.architectures import POSITIONS
 from worker.contract.order import Input
 from worker.contract.parts import Scratch
 from worker.contract.spec import JobSpec
-from worker.contract.stages import SftStage, TrainStage
+from worker.contract.stages import RewardStage, SftStage, TrainStage
 from worker.dialogue import check_template
 from worker.errors import BadData, BadSpec
 from worker.gguf import converted, gguf_in
+from worker.heads import HEAD, with_scalar_head
 from worker.isolation import check_isolation
 from worker.lora import with_adapters
 from worker.paths import local_path
@@ -58,16 +60,18 @@ def load(spec: JobSpec, inputs: dict[str, Input], store: Path, *, waiting: Calla
     if not isinstance(stage, TrainStage):
         raise BadSpec("stage.type: a rehearsal has no model")
     notes: list[str] = []
+    dtype, scalar = DTYPES[spec.deepspeed.precision], isinstance(stage, RewardStage)
     if isinstance(stage.model, Scratch):
         name = "the model from scratch"
         tokenizer = _tokenizer_of(stage.model, inputs, store, waiting)
         _separate_padding(tokenizer, name, notes)
-        model = from_scratch(stage.model, tokenizer, seed=stage.seed, dtype=DTYPES[spec.deepspeed.precision])
+        model = from_scratch(stage.model, tokenizer, seed=stage.seed, dtype=dtype, scalar=scalar)
     else:
-        name = stage.model
-        model, tokenizer = pretrained(
-            inputs["stage.model"], name, store, DTYPES[spec.deepspeed.precision], notes, waiting=waiting
-        )
+        name, source = stage.model, inputs["stage.model"]
+        if scalar:
+            model, tokenizer, _ = scalar_model(source, name, store, dtype, notes, waiting=waiting)
+        else:
+            model, tokenizer = pretrained(source, name, store, dtype, notes, waiting=waiting)
     _pads_with(model, tokenizer)
     if isinstance(stage, SftStage):
         check_template(tokenizer, name)
@@ -79,7 +83,7 @@ def load(spec: JobSpec, inputs: dict[str, Input], store: Path, *, waiting: Calla
             raise BadSpec(f"stage.gradient_checkpointing: {name} ({model.config.model_type}) does not support it")
         model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
-    trained = model if stage.lora is None else with_adapters(model, stage.lora, stage.seed)
+    trained = model if stage.lora is None else with_adapters(model, stage.lora, stage.seed, head=scalar)
     return Loaded(trained, tokenizer, notes)
 
 
@@ -99,14 +103,38 @@ def pretrained(
     """
     where, revision = located(source, store, notes, waiting, path=path)
     tokenizer = _read_tokenizer(where, revision, name, path)
-    model = _read_model(where, revision, name, dtype, path)
+    model, _ = _read_model(where, revision, name, dtype, path)
     _separate_padding(tokenizer, name, notes)
     _pads_with(model, tokenizer)
     return model, tokenizer
 
 
+def scalar_model(
+    source: Input,
+    name: str,
+    store: Path,
+    dtype: torch.dtype,
+    notes: list[str],
+    *,
+    path: str = "stage.model",
+    waiting: Callable[[], None] = lambda: None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
+    """A backbone with a scalar head, its tokenizer, and whether the head is one that was learnt; a new one is zero.
+
+    The arguments are those of `pretrained`. Raises BadSpec.
+    """
+    where, revision = located(source, store, notes, waiting, path=path)
+    tokenizer = _read_tokenizer(where, revision, name, path)
+    model, missing = _read_model(where, revision, name, dtype, path, scalar=True)
+    learnt = f"{HEAD}.weight" not in missing
+    model = with_scalar_head(model, zero=not learnt, path=path, name=name)
+    _separate_padding(tokenizer, name, notes)
+    _pads_with(model, tokenizer)
+    return model, tokenizer, learnt
+
+
 def _pads_with(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    for config in (model.config, model.generation_config):
+    for config in (model.config, getattr(model, "generation_config", None)):
         if config is not None:
             config.pad_token_id = tokenizer.pad_token_id
 
@@ -178,8 +206,9 @@ def _read_tokenizer(source: str, revision: str | None, name: str, path: str = "s
 
 
 def _read_model(
-    source: str, revision: str | None, name: str, dtype: torch.dtype, path: str = "stage.model"
-) -> PreTrainedModel:
+    source: str, revision: str | None, name: str, dtype: torch.dtype, path: str, *, scalar: bool = False
+) -> tuple[PreTrainedModel, set[str]]:
+    """A model, and which of its weights were not there. `scalar`: with a head of one output, not the vocabulary's."""
     where: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     try:
         # transformers would put the adapter into the model unasked, and nothing else would be trained.
@@ -188,11 +217,20 @@ def _read_model(
         config = AutoConfig.from_pretrained(source, **where)
         if getattr(config, "quantization_config", None) is not None:
             raise BadSpec(f"{path}: {name} is quantized; training needs its weights in full")
-        model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype, use_safetensors=True, **where)
+        auto: Any = AutoModelForCausalLM
+        if scalar:
+            auto = AutoModelForSequenceClassification
+            classifies = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or [])
+            if classifies and config.num_labels != 1:
+                raise BadSpec(f"{path}: {name} tells {config.num_labels} classes apart: it is no reward model")
+            config.num_labels = 1
+        model, loading = auto.from_pretrained(
+            source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **where
+        )
     except _UNREADABLE as error:
-        raise BadSpec(f"stage.model: {name} cannot be read: {_first_line(error)}") from None
+        raise BadSpec(f"{path}: {name} cannot be read: {_first_line(error)}") from None
     assert isinstance(model, PreTrainedModel)
-    return model
+    return model, set(loading["missing_keys"])
 
 
 _UNREADABLE = (

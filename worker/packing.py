@@ -9,8 +9,9 @@ with the cache on, it would not look for them, and samples would leak into each 
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,43 @@ _WINDOW = 4096
 
 Row = list[Sample]
 """What lies behind one another in one row of a batch: one sample when not packing."""
+
+
+class Item(Protocol):
+    """What one row of a data file became."""
+
+    def __len__(self) -> int:
+        """Real tokens."""
+
+    @property
+    def targets(self) -> int:
+        """What its loss is a sum over: trained tokens, or one row."""
+
+    @property
+    def footprint(self) -> int:
+        """Tokens that it takes up in a batch."""
+
+
+T = TypeVar("T", bound=Item)
+
+
+class Batch(Protocol):
+    """What an engine takes at a time: some items as tensors."""
+
+    @property
+    def input_ids(self) -> Tensor:
+        """[rows, time]."""
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens, padding not counted."""
+
+    @property
+    def trained(self) -> int:
+        """The sum of its items' targets."""
+
+    def to(self, device: torch.device | str) -> Any:
+        """The same batch with its tensors on `device`."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +95,13 @@ class MicroBatch:
         )
 
 
+Collate = Callable[..., Batch]
+"""Makes a micro-batch of rows: `collate(rows, pad_id=...)`. No rows at all: something that takes part, and adds 0."""
+
+
 def updates(
-    samples: Sequence[Sample], *, seed: int, epoch: int, batch: int, pack_to: int | None, split: bool = False
-) -> list[list[Row]]:
+    samples: Sequence[T], *, seed: int, epoch: int, batch: int, pack_to: int | None, split: bool = False
+) -> list[list[list[T]]]:
     """One epoch in order, as updates of `batch` rows; the last one may be smaller, and no sample is left out.
 
     `pack_to`: None for one sample a row, or the tokens a row holds. Packed samples are fitted into rows whole (best fit
@@ -67,12 +109,12 @@ def updates(
     the last are full. Raises ValueError for a sample that is longer than a row, unless `split`.
     """
     order = np.random.default_rng([seed, epoch]).permutation(len(samples)).tolist()
+    rows: list[list[Any]] = []
     if pack_to is None:
         rows = [[samples[i]] for i in order]
     elif split:
-        rows = _laid_end_to_end([samples[i] for i in order], pack_to)
+        rows = _laid_end_to_end([samples[i] for i in order], pack_to)  # type: ignore[misc]  # texts alone are cut
     else:
-        rows = []
         for start in range(0, len(order), _WINDOW):
             rows += [[samples[i] for i in row] for row in _fitted(samples, order[start : start + _WINDOW], pack_to)]
         # Decreasing order puts the long samples first; an epoch should not.
@@ -80,7 +122,7 @@ def updates(
     return [rows[start : start + batch] for start in range(0, len(rows), batch)]
 
 
-def _fitted(samples: Sequence[Sample], window: list[int], capacity: int) -> list[list[int]]:
+def _fitted(samples: Sequence[Item], window: list[int], capacity: int) -> list[list[int]]:
     """Best-fit decreasing: the longest first, each into the fullest row that still has room for it."""
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens free, row), ascending
@@ -119,26 +161,39 @@ def _laid_end_to_end(samples: list[Sample], capacity: int) -> list[Row]:
     return [*rows, row] if row else rows
 
 
-def counts(rows: Sequence[Row]) -> tuple[int, int]:
+def counts(rows: Sequence[Sequence[Item]]) -> tuple[int, int]:
     """(real tokens, trained tokens) of rows, such as those of a whole update over all ranks."""
     tokens = sum(len(sample) for row in rows for sample in row)
     trained = sum(sample.targets for row in rows for sample in row)
     return tokens, trained
 
 
+def size_of(row: Sequence[Item]) -> int:
+    """Tokens that a row takes up in a batch."""
+    return sum(item.footprint for item in row)
+
+
 def micro_batches(
-    update: list[Row], *, rank: int, world: int, micro_batch: int, pad_id: int, count: int = 0
-) -> list[MicroBatch]:
+    update: Sequence[list[T]],
+    *,
+    rank: int,
+    world: int,
+    micro_batch: int,
+    pad_id: int,
+    count: int = 0,
+    making: Collate | None = None,
+) -> list[Any]:
     """A rank's part of an update: at least `count` micro-batches of at most `micro_batch` rows, as many on each rank.
 
     Rows are taken longest first, so that those of one micro-step are of like length: little padding, and no rank waits
     for another. The longest come first: memory that does not suffice shows at once. What a short update lacks to equal
-    shares is made up with padding, of which nothing is trained.
+    shares is made up with padding, of which nothing is trained. `making` makes a micro-batch (absent: `collate`).
     """
+    made = making or collate
     step = micro_batch * world
-    longest_first = sorted(update, key=lambda row: -sum(map(len, row)))
+    longest_first = sorted(update, key=lambda row: -size_of(row))
     starts = range(0, max(len(update), count * step), step)
-    return [collate(longest_first[start : start + step][rank::world], pad_id=pad_id) for start in starts]
+    return [made(longest_first[start : start + step][rank::world], pad_id=pad_id) for start in starts]
 
 
 def collate(rows: Sequence[Row], *, pad_id: int) -> MicroBatch:

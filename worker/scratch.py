@@ -5,19 +5,27 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from worker.contract.parts import Scratch
 from worker.errors import BadSpec
+from worker.heads import with_scalar_head
 
 _PATH = "stage.model.config"
 
 
 def from_scratch(
-    scratch: Scratch, tokenizer: PreTrainedTokenizerBase, *, seed: int, dtype: torch.dtype
+    scratch: Scratch, tokenizer: PreTrainedTokenizerBase, *, seed: int, dtype: torch.dtype, scalar: bool = False
 ) -> PreTrainedModel:
-    """A model of `dtype`, its weights drawn from `seed` alone, in fp32.
+    """A model of `dtype`, its weights drawn from `seed` alone, in fp32; with `scalar`, one with a scalar head.
 
     Raises BadSpec for a configuration that makes no model. The vocabulary and the special tokens are the tokenizer's;
     the random state outside is left as it was.
@@ -26,10 +34,15 @@ def from_scratch(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            if scalar:
+                config.num_labels = 1
+            auto: Any = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
+            model = auto.from_config(config, dtype=torch.float32)
         except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
             raise BadSpec(f"{_PATH}: makes no model: {error}") from None
     assert isinstance(model, PreTrainedModel)
+    if scalar:
+        model = with_scalar_head(model, zero=True, path=_PATH, name="the model from scratch")
     # Buffers stay as they are, as when a model is loaded: a rotary embedding's frequencies need all their digits.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
