@@ -82,7 +82,8 @@ class Operator:
         self._working: dict[str, asyncio.Task[None]] = {}
         self._troubles: dict[str, _Trouble] = {}
         self._lost = asyncio.Event()
-        self._woken = False
+        self._woken: set[str] = set()
+        self._next_look = 0.0
         self._next_whole = 0.0
         self._awake = Awake(self._pace.silence, time.monotonic(), utcnow())
         self.alive = time.monotonic()
@@ -138,20 +139,21 @@ class Operator:
             await self._leader.release(lease)
 
     async def _turn(self, steps: Steps) -> None:
-        """One look at all jobs: places are given in turn, everything else is done side by side."""
+        """Places are given in turn, everything else is done side by side: for all jobs once in a poll, between two
+        polls only for those that somebody woke, or that get a place."""
         clock = time.monotonic()
-        whole = self._woken or clock >= self._next_whole
-        self._woken = False
-        async with self._database.reading() as session:
-            jobs = await operations_load.unsettled(session)
-            if whole:
-                jobs += await operations_load.left_over(session)
+        woken, self._woken = self._woken, set()
+        every = clock >= self._next_look
+        if every:
+            self._next_look = clock + self._pace.poll
+        whole = bool(woken) or clock >= self._next_whole
+        jobs = await self._database.look(operations_load.whole if whole else operations_load.unsettled)
         if whole:
             self._next_whole = clock + self._pace.left_over
         now = utcnow()
         calm = [job for job in jobs if job.phase is not Phase.QUEUED or self._calm(job.id, clock)]
         begun = [job.id for job in may_start(calm, self._places, now) if await self._begin(steps, job)]
-        for job in jobs:
+        for job in jobs if every else [job for job in jobs if job.id in woken or job.id in begun]:
             if job.id not in self._working and self._calm(job.id, clock):
                 self._work(job.id, self._advance(steps, job, look=job.id not in begun))
         if whole:
@@ -212,11 +214,12 @@ class Operator:
         await _first(self._pace.least, stop.wait(), self._lost.wait())
         if stop.is_set() or self._lost.is_set():
             return
-        await _first(self._pace.poll, stop.wait(), self._lost.wait(), self._hear())
+        left = min(self._pace.poll, max(0.0, self._next_look - time.monotonic()))
+        await _first(left, stop.wait(), self._lost.wait(), self._hear())
 
     async def _hear(self) -> None:
         for job_id in await self._wakeups.wait(self._pace.poll):
-            self._woken = True
+            self._woken.add(job_id)
             # Its owner did something about it: no more waiting.
             self._troubles.pop(job_id, None)
 

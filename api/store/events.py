@@ -44,6 +44,14 @@ async def add(
     return job.event_count
 
 
+def append(
+    connection: Connection, job_id: str, number: int, type: str, message: str, attempt: int | None, at: datetime
+) -> None:
+    """An event of the operator with its `number`, which the caller sets as the job's `event_count`, under its lock."""
+    row = {"job_id": job_id, "number": number, "at": at, "type": type, "level": "info", "source": "operator"}
+    connection.execute(insert(EventRow), [{**row, "message": message, "attempt": attempt, "step": None}])
+
+
 def page(connection: Connection, job: str, *, after: int, limit: int) -> Sequence[RowMapping]:
     """The columns of a job's events after number `after`, oldest first."""
     # Columns and not mapped objects: who follows a job asks for this again and again.

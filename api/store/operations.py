@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import select, update
+from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from api.domain.decide import Note
 from api.domain.job import FINAL, Attempt, Desired, Job, Phase, Reason
 from api.domain.lifecycle import check
 from api.domain.outcome import Outcome
 from api.store import events
-from api.store.operations_leader import Lease, require
+from api.store.operations_leader import Lease, held, require
 from api.store.operations_models import register
 from api.store.tables import AttemptRow, JobRow
 from worker.contract.protocol import Level
@@ -76,8 +78,8 @@ async def record_uid(session: AsyncSession, lease: Lease, job: Job, uid: str) ->
     await _attempt(session, job, {"uid": uid})
 
 
-async def move(
-    session: AsyncSession,
+def move(
+    connection: Connection,
     lease: Lease,
     job: Job,
     phase: Phase,
@@ -88,17 +90,27 @@ async def move(
     fresh: bool = False,
 ) -> None:
     """Changes a job's phase; `fresh` starts all counts again, as `retry` asks. Raises IllegalMove, NotLeader, Stale."""
-    row = await _locked(session, lease, job)
-    values: dict[str, Any] = {"reason": reason, "fault": None, "message": message}
+    # Columns, and for `Database.put`: where many jobs start at once, this takes its turn among their reports.
+    held(connection, lease)
+    columns = (JobRow.phase, JobRow.attempt, JobRow.desired, JobRow.retry_requested, JobRow.deleted_at)
+    row = connection.execute(
+        select(*columns, JobRow.event_count).where(JobRow.id == job.id).with_for_update()
+    ).one_or_none()
+    if row is None:
+        raise Stale(f"{job.id} is gone")
+    _check_same(job, row)
+    number = row.event_count + 1
+    values: dict[str, Any] = {"reason": reason, "fault": None, "message": message, "event_count": number}
     if fresh:
         values |= {"retry_requested": False, "fruitless": 0, "worker_errors": 0, "ran_for": 0.0, "not_before": None}
     if phase in FINAL:
         values |= {"finished_at": now, "activity": None}
     elif job.phase in FINAL:
         values["finished_at"] = None
-    await _move(session, job, phase, now, values)
-    number = job.attempt.number if job.attempt is not None else None
-    await events.add(session, row, _EVENTS[phase], message, attempt=number)
+    if connection.execute(_moved(job, phase, now, values)).first() is None:
+        raise _stale(job)
+    attempt = job.attempt.number if job.attempt is not None else None
+    events.append(connection, job.id, number, _EVENTS[phase], message, attempt, now)
 
 
 async def stop_attempt(
@@ -177,28 +189,40 @@ async def _locked(session: AsyncSession, lease: Lease, job: Job) -> JobRow:
     """The job's row, locked, if it is still what the decision was made from."""
     await require(session, lease)
     row = await session.get(JobRow, job.id, with_for_update=True, populate_existing=True)
-    number = job.attempt.number if job.attempt is not None else 0
     if row is None:
         raise Stale(f"{job.id} is gone")
-    now = (row.phase, row.attempt, row.desired, row.retry_requested, row.deleted_at is not None)
-    then = (job.phase, number, job.desired, job.retry_requested, job.deleted)
-    if now != then:
-        raise Stale(f"{job.id} is not what it was")
+    _check_same(job, row)
     return row
 
 
+def _check_same(job: Job, row: Any) -> None:
+    """Raises Stale unless the job's row, or its columns, are as they were when the decision was made."""
+    number = job.attempt.number if job.attempt is not None else 0
+    now = (row.phase, row.attempt, row.desired, row.retry_requested, row.deleted_at is not None)
+    if now != (job.phase, number, job.desired, job.retry_requested, job.deleted):
+        raise Stale(f"{job.id} is not what it was")
+
+
 async def _move(session: AsyncSession, job: Job, phase: Phase, now: datetime, values: dict[str, Any]) -> None:
+    if (await session.execute(_moved(job, phase, now, values))).first() is None:
+        raise _stale(job)
+
+
+def _moved(job: Job, phase: Phase, now: datetime, values: dict[str, Any]) -> ReturningUpdate[str]:
+    """The guarded update: it gives a row only where the job is still in its phase, with its attempt."""
     check(job.phase, phase)
     number = job.attempt.number if job.attempt is not None else 0
-    moved = await session.execute(
+    return (
         update(JobRow)
         .where(JobRow.id == job.id, JobRow.phase == job.phase, JobRow.attempt == number)
         .values(phase=phase, phase_since=now, **values)
         .returning(JobRow.id)
         .execution_options(synchronize_session=False)
     )
-    if moved.first() is None:
-        raise Stale(f"{job.id} is not in {job.phase} with attempt {number}")
+
+
+def _stale(job: Job) -> Stale:
+    return Stale(f"{job.id} is not in {job.phase} any more, or not with its attempt")
 
 
 async def _attempt(session: AsyncSession, job: Job, values: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Select, func, select, text, update
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -27,11 +28,15 @@ class Lease:
 
 async def clock(session: AsyncSession) -> float:
     """The database's own clock, in seconds since 1970."""
-    if session.get_bind().dialect.name == "sqlite":
+    return await (await session.connection()).run_sync(_clock)
+
+
+def _clock(connection: Connection) -> float:
+    if connection.dialect.name == "sqlite":
         query: Select[Any] = select(text("(julianday('now') - 2440587.5) * 86400.0"))
     else:
         query = select(func.extract("epoch", func.clock_timestamp()))
-    return float((await session.execute(query)).scalar_one())
+    return float(connection.execute(query).scalar_one())
 
 
 async def acquire(database: Database, holder: str, seconds: float, *, alone: bool = False) -> Lease | None:
@@ -82,13 +87,16 @@ async def release(database: Database, lease: Lease) -> None:
 
 
 async def require(session: AsyncSession, lease: Lease) -> None:
+    """`held`, as a part of a session's transaction."""
+    await (await session.connection()).run_sync(held, lease)
+
+
+def held(connection: Connection, lease: Lease) -> None:
     """Raises NotLeader unless the lease is in force; nobody else can take it before this transaction is over."""
-    row = (
-        await session.execute(
-            select(LeaderRow.holder, LeaderRow.epoch, LeaderRow.expires_at)
-            .where(LeaderRow.id == _ROW)
-            .with_for_update(read=True)
-        )
+    row = connection.execute(
+        select(LeaderRow.holder, LeaderRow.epoch, LeaderRow.expires_at)
+        .where(LeaderRow.id == _ROW)
+        .with_for_update(read=True)
     ).one_or_none()
-    if row is None or (row.holder, row.epoch) != (lease.holder, lease.epoch) or row.expires_at <= await clock(session):
+    if row is None or (row.holder, row.epoch) != (lease.holder, lease.epoch) or row.expires_at <= _clock(connection):
         raise NotLeader(f"{lease.holder} does not lead any more")

@@ -17,8 +17,7 @@ from worker.contract.order import Input
 from worker.contract.protocol import Termination
 from worker.contract.spec import JobSpec
 
-
-_JOB = Bundle(
+_JOB: Bundle[Any] = Bundle(
     "job",
     JobRow.id,
     JobRow.project_id,
@@ -38,7 +37,7 @@ _JOB = Bundle(
     JobRow.retry_requested,
     JobRow.deleted_at,
 )
-_ATTEMPT = Bundle(
+_ATTEMPT: Bundle[Any] = Bundle(
     "attempt",
     AttemptRow.number,
     AttemptRow.object_name,
@@ -137,7 +136,7 @@ def _job(row: Any, attempt: Any, newest: int | None, live: int, saved_by: int | 
         not_before=row.not_before,
         retry_requested=row.retry_requested,
         newest_checkpoint=newest,
-        saved=attempt is not None and saved_by == attempt.number,
+        saved=saved_by is not None and saved_by == attempt.number,
         live_checkpoints=live,
         deleted=row.deleted_at is not None,
     )

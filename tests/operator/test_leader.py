@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -132,8 +133,7 @@ async def test_a_leader_that_slept_changes_nothing_when_it_wakes(two: tuple[Data
     old = await acquire(asleep, "asleep", 60.0)
     assert old is not None
     job_id = await plane.post(metadata={"seconds": "600"})
-    async with asleep.reading() as session:
-        snapshot = await operations_load.one(session, job_id)
+    snapshot = await asleep.look(partial(operations_load.one, job_id=job_id))
     assert snapshot is not None
     await run_out(awake)
     async with plane:
@@ -141,12 +141,13 @@ async def test_a_leader_that_slept_changes_nothing_when_it_wakes(two: tuple[Data
         # It wakes with what it knew, and with the lease that it believes in.
         for call in (
             lambda s: operations.begin_attempt(s, old, snapshot, utcnow()),
-            lambda s: operations.move(s, old, snapshot, Phase.CANCELLED, utcnow()),
             lambda s: operations.mark_cleaned(s, old, snapshot),
         ):
             with pytest.raises(NotLeader):
                 async with asleep.transaction() as session:
                     await call(session)
+        with pytest.raises(NotLeader):
+            await asleep.put(lambda connection: operations.move(connection, old, snapshot, Phase.CANCELLED, utcnow()))
         row = await plane.job(job_id)
         assert (row.phase, row.attempt) == (Phase.RUNNING, 1)
 
@@ -156,8 +157,7 @@ async def test_a_decision_on_what_has_changed_since_is_not_written(database: Dat
     lease = await acquire(database, "me", 60.0)
     assert lease is not None
     job_id = await plane.post()
-    async with database.reading() as session:
-        then = await operations_load.one(session, job_id)
+    then = await database.look(partial(operations_load.one, job_id=job_id))
     assert then is not None
     await plane.wish(job_id, desired="pause")
     with pytest.raises(operations.Stale):
