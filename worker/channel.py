@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from worker.contract.metrics import known
-from worker.contract.protocol import Activity, Checkpoint, Event, Exit, Level, Output
+from worker.contract.protocol import Activity, Checkpoint, Event, Exit, Level, Output, Sample
 from worker.errors import Stopped, WorkerFailure
 
 Stop = Literal["save", "discard"]
@@ -143,6 +143,15 @@ class Channel:
         event = Event(type=type, message=message[:_LONGEST_MESSAGE], level=level, at=datetime.now(UTC), step=step)
         self._send("event", {"event": event.model_dump(mode="json")})
 
+    def sample(self, sample: Sample) -> None:
+        """Shows people an answer. All ranks may call it: only rank 0's word is passed on.
+
+        Which answers, and how much of each, is for `worker.samples` to say.
+        """
+        if self.rank == 0:
+            # Made into JSON by the thread that writes: there may be hundreds, of hundreds of tokens each.
+            self._send("sample", {"sample": sample})
+
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Tells of a sealed checkpoint."""
         self._send("checkpoint", {"checkpoint": checkpoint.model_dump(mode="json")})
@@ -184,6 +193,8 @@ class Channel:
                 continue
             if message["kind"] == "report":
                 message["metrics"] = {n: float(v) for n, v in message["metrics"].items() if math.isfinite(v)}
+            elif message["kind"] == "sample":
+                message["sample"] = message["sample"].model_dump(mode="json")
             self._log(message)
             if message["kind"] == "report" and self.rank != 0:
                 continue

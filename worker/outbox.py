@@ -2,16 +2,19 @@
 
 import contextlib
 import threading
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from worker.contract.protocol import Activity, Checkpoint, Event, Level, Metric, Progress, Report, metrics_at
+from worker.contract.protocol import Activity, Checkpoint, Event, Level, Metric, Progress, Report, Sample, metrics_at
 
 # A report stays well below a megabyte, which the control plane takes: longer news goes into several. An event may be
-# of any length up to 50 kB, so these are counted by their bytes too.
+# of any length up to 50 kB, and a sample up to 250 kB, so these are counted by their bytes too.
 METRICS_A_REPORT = 1000
 EVENTS_A_REPORT = 50
 EVENT_BYTES_A_REPORT = 256 * 1024
+SAMPLES_A_REPORT = 200
+SAMPLE_BYTES_A_REPORT = 256 * 1024
 CHECKPOINTS_A_REPORT = 50
 
 
@@ -31,6 +34,7 @@ class Outbox:
         self._metrics: list[Metric] = []
         self._events: list[Event] = []
         self._checkpoints: list[Checkpoint] = []
+        self._samples: list[Sample] = []
 
     @property
     def begun(self) -> bool:
@@ -43,7 +47,7 @@ class Outbox:
         return self._progress.step
 
     def hear(self, message: dict[str, Any]) -> None:
-        """Takes a rank's message of the kinds report, event, checkpoint and resumed. Others are passed over."""
+        """Takes a rank's message of the kinds report, event, checkpoint, sample and resumed. Others are passed over."""
         with self._lock:
             match message["kind"]:
                 case "report":
@@ -53,6 +57,8 @@ class Outbox:
                 case "checkpoint":
                     self._checkpoints.append(Checkpoint.model_validate(message["checkpoint"]))
                     self._advance()
+                case "sample":
+                    self._samples.append(Sample.model_validate(message["sample"]))
                 case "resumed":
                     self._resumed_from = message["step"]
                     self._advance(step=message["step"])
@@ -70,13 +76,14 @@ class Outbox:
     def pending(self) -> bool:
         """Whether there is news that no report has carried."""
         with self._lock:
-            return bool(self._metrics or self._events or self._checkpoints)
+            return bool(self._metrics or self._events or self._checkpoints or self._samples)
 
     def cut(self) -> Report:
         """The next report, with the oldest news first; each has a higher `seq`."""
         with self._lock:
             self._seq += 1
-            told = self._events_that_fit()
+            told = _that_fit(self._events, EVENTS_A_REPORT, EVENT_BYTES_A_REPORT)
+            shown = _that_fit(self._samples, SAMPLES_A_REPORT, SAMPLE_BYTES_A_REPORT)
             report = Report(
                 seq=self._seq,
                 activity=self._activity,
@@ -85,21 +92,13 @@ class Outbox:
                 metrics=self._metrics[:METRICS_A_REPORT],
                 events=self._events[:told],
                 checkpoints=self._checkpoints[:CHECKPOINTS_A_REPORT],
+                samples=self._samples[:shown],
             )
             del self._metrics[:METRICS_A_REPORT]
             del self._events[:told]
             del self._checkpoints[:CHECKPOINTS_A_REPORT]
+            del self._samples[:shown]
             return report
-
-    def _events_that_fit(self) -> int:
-        """How many of the oldest events the next report carries: at least one, if there is one."""
-        count = size = 0
-        for event in self._events[:EVENTS_A_REPORT]:
-            size += len(event.model_dump_json().encode())
-            if count and size > EVENT_BYTES_A_REPORT:
-                break
-            count += 1
-        return count
 
     def _advance(self, **said: Any) -> None:
         before = self._progress.model_dump()
@@ -118,3 +117,14 @@ class Outbox:
         with contextlib.suppress(ValueError):
             at = datetime.fromtimestamp(message["at"], UTC)
             self._metrics += metrics_at(message.get("step", self._progress.step), message["metrics"], at)
+
+
+def _that_fit(news: Sequence[Event | Sample], most: int, most_bytes: int) -> int:
+    """How many of the oldest news the next report carries: at least one, if there is one."""
+    count = size = 0
+    for one in news[:most]:
+        size += len(one.model_dump_json().encode())
+        if count and size > most_bytes:
+            break
+        count += 1
+    return count

@@ -16,7 +16,7 @@ from worker.contract.order import Order
 from worker.contract.protocol import Answer, Desired, Finish, Report
 from worker.control import Control, Reply, Verdict
 from worker.outbox import Outbox
-from worker.spool import Spool
+from worker.spool import Spool, says_something
 
 # Seconds between two reports: the heartbeat.
 HEARTBEAT = 2.0
@@ -68,6 +68,7 @@ class Reporter(threading.Thread):
         self._deadline = 0.0
         self._refused = 0
         self._thinned_told = False
+        self._samples_thinned_told = False
         self._over = False
         self.accepted = False
         """Whether any report was accepted: before that, nothing is written anywhere."""
@@ -151,8 +152,13 @@ class Reporter(threading.Thread):
 
     def _keep(self, report: Report) -> None:
         """Spools a report, unless it says nothing that a later one does not."""
-        if not self._over and (report.metrics or report.events or report.checkpoints):
+        if not self._over and says_something(report):
             self._spool.add(report)
+        if self._spool.samples_thinned and not self._samples_thinned_told:
+            self._samples_thinned_told = True
+            self._outbox.event(
+                "SamplesThinned", "the control plane is away for long: fewer samples of each step are kept", "warning"
+            )
         if self._spool.thinned and not self._thinned_told:
             self._thinned_told = True
             self._outbox.event(
@@ -191,7 +197,10 @@ class Reporter(threading.Thread):
     def _complain(self, report: Report, reply: Reply) -> None:
         """Sets a refused report aside and says so, a limited number of times."""
         self._refused += 1
-        content = f"{len(report.metrics)} points, {len(report.events)} events, {len(report.checkpoints)} checkpoints"
+        content = (
+            f"{len(report.metrics)} points, {len(report.events)} events, "
+            f"{len(report.checkpoints)} checkpoints, {len(report.samples)} samples"
+        )
         sentence = f"report {report.seq} ({content}) was refused: {reply.message}"
         print(sentence, file=sys.stderr, flush=True)
         if self._refused > _SET_ASIDE_AT_MOST:

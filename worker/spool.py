@@ -1,15 +1,17 @@
 """Reports that could not be sent yet, on disk beside the checkpoints, in the order in which they were made.
 
 One file a report, `<seq>.json`, holding exactly the report: whoever shares the store can deliver what is left when the
-attempt is over. The spool is bounded. When it is full, curves become coarser, evenly so; events and checkpoints stay.
+attempt is over. The spool is bounded. When it is full, each step keeps fewer samples, then fewer steps do, then none;
+only after that do curves become coarser, evenly so. Events and checkpoints stay.
 """
 
 import contextlib
 import os
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from worker.contract.protocol import Report
+from worker.contract.protocol import Report, Sample
 
 LIMIT_BYTES = 16 * 2**20
 
@@ -26,6 +28,8 @@ class Spool:
         self._in_memory: dict[int, Report] = {}
         self.thinned = 0
         """Points given up so far, for want of room."""
+        self.samples_thinned = 0
+        """Samples given up so far, for want of room."""
         self.lost = 0
         """Reports given up so far: their files could not be read any more."""
 
@@ -99,8 +103,20 @@ class Spool:
             self._in_memory.pop(report.seq, None)
 
     def _thin(self) -> None:
+        """Gives up half of the samples, again and again while that does not do; then half of each curve."""
+        reports = self._reports()
+        while self.bytes > self._limit and any(report.samples for report in reports):
+            kept = _fewer(sample for report in reports for sample in report.samples)
+            for report in reports:
+                samples = [sample for sample in report.samples if (sample.step, sample.index) in kept]
+                self.samples_thinned += len(report.samples) - len(samples)
+                self._replace(report, report.model_copy(update={"samples": samples}), newest=report is reports[-1])
+            reports = self._reports()
+        if self.bytes > self._limit:
+            self._thin_curves(reports)
+
+    def _thin_curves(self, reports: list[Report]) -> None:
         """Halves every curve in the spool: a coarser one, still from end to end."""
-        reports = [report for seq in sorted(self._sizes) if (report := self._read(seq)) is not None]
         steps: dict[str, list[int]] = defaultdict(list)
         for report in reports:
             for metric in report.metrics:
@@ -108,15 +124,47 @@ class Spool:
         kept = {name: _every_second(of_curve) for name, of_curve in steps.items()}
         for report in reports:
             metrics = [metric for metric in report.metrics if metric.step in kept[metric.name]]
-            if len(metrics) == len(report.metrics):
-                continue
             self.thinned += len(report.metrics) - len(metrics)
-            thinner = report.model_copy(update={"metrics": metrics})
-            # The newest says where the attempt is, whatever else it holds.
-            if metrics or report.events or report.checkpoints or report is reports[-1]:
-                self._keep(thinner)
-            else:
-                self.remove(report.seq)
+            self._replace(report, report.model_copy(update={"metrics": metrics}), newest=report is reports[-1])
+
+    def _reports(self) -> list[Report]:
+        return [report for seq in sorted(self._sizes) if (report := self._read(seq)) is not None]
+
+    def _replace(self, report: Report, thinner: Report, *, newest: bool) -> None:
+        if thinner == report:
+            return
+        # The newest says where the attempt is, whatever else it holds.
+        if newest or says_something(thinner):
+            self._keep(thinner)
+        else:
+            self.remove(report.seq)
+
+
+def says_something(report: Report) -> bool:
+    """Whether a report holds more than how far the attempt is, which later ones say too."""
+    return bool(report.metrics or report.events or report.checkpoints or report.samples)
+
+
+def _fewer(samples: Iterable[Sample]) -> set[tuple[int, int]]:
+    """The (step, index) of about half: half of what the largest steps have; with one a step, of half the steps."""
+    by_step: dict[int, list[int]] = defaultdict(list)
+    for sample in samples:
+        by_step[sample.step].append(sample.index)
+    most = max(map(len, by_step.values())) // 2
+    if most:
+        return {(step, index) for step, indices in by_step.items() for index in _spread(sorted(indices), most)}
+    steps = _every_second(list(by_step))
+    if len(steps) == len(by_step):
+        # Few and far between: by their rank, so that there are fewer in any case, and none in the end.
+        steps = set(sorted(by_step)[1::2])
+    return {(step, by_step[step][0]) for step in steps}
+
+
+def _spread(indices: Sequence[int], most: int) -> Sequence[int]:
+    """At most so many of the indices, evenly spaced."""
+    if len(indices) <= most:
+        return indices
+    return [indices[place * len(indices) // most] for place in range(most)]
 
 
 def _every_second(steps: list[int]) -> set[int]:

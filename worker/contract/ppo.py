@@ -98,10 +98,12 @@ class Ppo(Strict):
 
 
 class Samples(Strict):
-    """How many rollouts are shown to people."""
+    """How many answers are shown to people, with their rewards: `rlhf samples`."""
 
-    per_step: Annotated[int, Field(ge=0, le=10_000)] = 200
-    total: Annotated[int, Field(ge=0, le=1_000_000)] = 20_000
+    per_step: Annotated[int, Field(ge=0, le=10_000)] = Field(default=200, description="of an iteration, at most")
+    total: Annotated[int, Field(ge=0, le=20_000)] = Field(
+        default=20_000, description="of the job, shared out evenly among its iterations; the most that are ever kept"
+    )
 
 
 def _prompts_from_reference(value: Any) -> Any:

@@ -53,7 +53,7 @@ Words = Annotated[str, Field(max_length=8192), BeforeValidator(storable)]
 
 
 Piece = Annotated[str, Field(max_length=256), BeforeValidator(storable)]
-TermName = Annotated[str, Field(max_length=64)]
+TermName = Annotated[str, Field(max_length=64), BeforeValidator(storable)]
 
 
 class Message(BaseModel):

@@ -91,5 +91,6 @@ class RehearseStage(Strict):
     steps: PositiveInt = 10
     seconds_per_step: Annotated[float, Field(ge=0, le=3600)] = 0.1
     checkpoint_bytes: Annotated[int, Field(ge=0, le=2**30)] = 1024
+    samples: Annotated[int, Field(ge=0, le=1000)] = Field(default=0, description="made-up answers a step")
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 17
     fault: PlannedFault | None = None

@@ -1,7 +1,7 @@
 """A job's life without a model: steps that wait, and everything else as in all stages.
 
 Its loss is a random walk from the stage's seed. The walk's whole state lies in the checkpoint, so a resumed rehearsal
-gives the losses of one that was never stopped, to the last digit.
+gives the losses of one that was never stopped, to the last digit. Its samples, if any, are made up from seed and step.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,12 +17,14 @@ from typing import Any, NoReturn
 from worker import checkpoint
 from worker.channel import Stop
 from worker.context import Context
-from worker.contract.protocol import Output
+from worker.contract.protocol import Output, Sample
 from worker.contract.stages import PlannedFault, RehearseStage
 from worker.errors import BadData, Diverged, Stopped
+from worker.samples import shown
 
 _CHUNK = 2**20
 _START, _PULL, _NOISE = 4.0, 0.02, 0.05
+_WORDS = ("rain", "tea", "music", "friends", "morning", "a walk", "the sea", "bread", "old books", "snow")
 
 
 @dataclass
@@ -70,11 +73,33 @@ def run(context: Context) -> list[Output]:
         loss = walk.advance()
         if context.rank == 0:
             channel.report("training", step=walk.step, metrics={"train/loss": loss})
+            for sample in _answers(stage, walk.step):
+                channel.sample(sample)
         if walk.step % context.order.spec.checkpoint.every_steps == 0:
             _save(context, walk, stage.checkpoint_bytes)
             saved = walk.step
             channel.report("training")
     return []
+
+
+def _answers(stage: RehearseStage, step: int) -> Iterator[Sample]:
+    """What a model might have answered in this step."""
+    for index in range(stage.samples):
+        draws = random.Random(f"{stage.seed} {step} {index}")
+        tokens = [f" {draws.choice(_WORDS)}" for _ in range(draws.randint(3, 12))]
+        ended = draws.random() < 0.9
+        terms = {"sentiment": draws.uniform(-1.0, 1.0), "length": len(tokens) / 12}
+        yield shown(
+            step=step,
+            index=index,
+            prompt=f"What do you think of {draws.choice(_WORDS)}?",
+            answer="".join(tokens).strip(),
+            tokens=[*tokens, "<end>"] if ended else tokens,
+            kl=[draws.gauss(0.05, 0.2) for _ in range(len(tokens) + ended)],
+            terms=terms,
+            reward=terms["sentiment"] - 0.1 * terms["length"],
+            ended=ended,
+        )
 
 
 def _agreed(context: Context) -> Stop | None:
