@@ -15,6 +15,7 @@ from worker.contract.ppo import PpoStage
 from worker.contract.problem import Problem
 from worker.contract.spec import JobSpec
 from worker.contract.stages import PretrainStage, RehearseStage, RewardStage, SftStage, TrainStage
+from worker.contract.steps import needs, spelt_out
 
 # What the spec itself decides; `deepspeed.config` may not say it a second time.
 DECIDED_BY_SPEC = {
@@ -50,9 +51,11 @@ class InvalidSpec(ValueError):
         self.problems = problems
 
 
-def parse_spec(data: Any) -> JobSpec:
-    """A spec from plain data. Raises InvalidSpec with all problems at once."""
+def parse_spec(data: Any, *, step: bool = False) -> JobSpec:
+    """A spec from plain data; only that of a pipeline's `step` may refer to other steps. Raises InvalidSpec with all
+    problems at once."""
     not_finite = _not_finite(data)
+    data = spelt_out(data)
     try:
         spec = JobSpec.model_validate(data)
     except ValidationError as error:
@@ -64,11 +67,17 @@ def parse_spec(data: Any) -> JobSpec:
         except ValidationError:
             pass
         else:
-            problems = _one_a_path(problems + mixes(rest))
+            problems = _one_a_path(problems + mixes(rest) + ([] if step else _of_a_pipeline(rest)))
         raise InvalidSpec(problems) from None
-    if problems := not_finite + mixes(spec):
+    if problems := not_finite + mixes(spec) + ([] if step else _of_a_pipeline(spec)):
         raise InvalidSpec(problems)
     return spec
+
+
+def _of_a_pipeline(spec: JobSpec) -> list[Problem]:
+    """References to steps in a job that stands alone."""
+    said = "only a step of a pipeline takes what another one hands over; give a model, such as models/NAME"
+    return [Problem(need.path, said) for need in needs(spec)]
 
 
 def _one_a_path(problems: list[Problem]) -> list[Problem]:

@@ -17,8 +17,8 @@ class Wanted(NamedTuple):
     path: str
     """In the spec, such as `stage.reward.terms.0.model`."""
     reference: str
-    kind: Literal["model", "reward", "any_model", "tokenizer", "data"]
-    """`model` writes text, `reward` scores it, `any_model` is one of them."""
+    kind: Literal["model", "reward", "any_model", "tokenizer", "rehearsal", "data"]
+    """`model` writes text, `reward` scores it, `any_model` is one of them; a `rehearsal` only looks like one."""
     rows: tuple[RowKind, ...] = ()
     """Of data: the kinds of rows that will do."""
 
@@ -28,7 +28,7 @@ def references(spec: JobSpec) -> list[Wanted]:
     stage = spec.stage
     match stage:
         case RehearseStage():
-            return []
+            return [Wanted("stage.model", stage.model, "rehearsal")] if stage.model is not None else []
         case PpoStage():
             found = [Wanted("stage.actor.model", stage.actor.model, "model")]
             found.append(Wanted("stage.critic.model", stage.critic.model, "any_model"))

@@ -88,6 +88,8 @@ class RehearseStage(Strict):
     """
 
     type: Literal["rehearse"]
+    model: Reference | None = Field(default=None, description="what another rehearsal handed over, to go on from")
+    output: bool = Field(default=False, description="hand over a model, of a single number, as other stages do")
     steps: PositiveInt = 10
     seconds_per_step: Annotated[float, Field(ge=0, le=3600)] = 0.1
     checkpoint_bytes: Annotated[int, Field(ge=0, le=2**30)] = 1024

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from worker import checkpoint
+from worker import checkpoint, rehearsed
 from worker.channel import Stop
 from worker.context import Context
 from worker.contract.protocol import Output, Sample
@@ -55,11 +55,12 @@ class Walk:
 
 
 def run(context: Context) -> list[Output]:
-    """Rehearses the stage. Outputs none. Raises Stopped, and what `stage.fault` plans."""
+    """Rehearses the stage. Raises Stopped, BadData, and what `stage.fault` plans."""
     stage, channel = context.order.spec.stage, context.channel
     assert isinstance(stage, RehearseStage)
     channel.report("loading", step=0, steps=stage.steps)
-    walk = _resume(context) or Walk(random.Random(stage.seed))
+    begun = rehearsed.taken_over(context.order.inputs["stage.model"]) if stage.model is not None else _START
+    walk = _resume(context) or Walk(random.Random(stage.seed), loss=begun)
     saved = walk.step
     channel.report("training", step=walk.step)
     while walk.step < stage.steps:
@@ -79,7 +80,7 @@ def run(context: Context) -> list[Output]:
             _save(context, walk, stage.checkpoint_bytes)
             saved = walk.step
             channel.report("training")
-    return []
+    return [rehearsed.hand_over(context, walk.loss, walk.step)] if stage.output and context.rank == 0 else []
 
 
 def _answers(stage: RehearseStage, step: int) -> Iterator[Sample]:
