@@ -2,7 +2,7 @@
 
 import os
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,6 +11,7 @@ from torch._C._distributed_c10d import HashStore
 from worker.contract.spec import JobSpec
 from worker.errors import BadSpec
 
+T = TypeVar("T")
 Stop = Literal["save", "discard"]
 _STOPS: tuple[Stop | None, ...] = (None, "save", "discard")
 # Ranks of one machine meet within seconds; a save of a large model on a slow disk holds the others for minutes.
@@ -55,6 +56,14 @@ class Ranks:
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total, group=self._host)
         return total.tolist()
+
+    def gather(self, own: list[T]) -> list[T]:
+        """The values of all ranks, rank 0's first. They are pickled: only what this program made itself."""
+        if self.world == 1:
+            return own
+        every: list[list[T]] = [[] for _ in range(self.world)]
+        dist.all_gather_object(every, own, group=self._host)
+        return [value for part in every for value in part]
 
     def same(self, value: int) -> int:
         """Rank 0's value, on all ranks."""

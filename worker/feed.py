@@ -74,6 +74,19 @@ class Feed:
         rows = self._updates(self._dataset.held_out, 0, self._spec.micro_batch * self._world)
         return [batch for update in rows for batch in self._collate(update)]
 
+    def reference(self, most: int) -> tuple[list[Batch], str]:
+        """This rank's micro-batches of the first `most` rows that are held out, or of the training rows where none are.
+
+        And which rows they are, in words.
+        """
+        held_out = bool(self._dataset.held_out)
+        rows = self._dataset.held_out if held_out else self._dataset.train
+        chosen = self._updates(rows, 0, most)[0]
+        step = self._spec.micro_batch * self._world
+        parts = [chosen[start : start + step] for start in range(0, len(chosen), step)]
+        of = "the best answers of " + ("held-out rows" if held_out else "training rows")
+        return [batch for part in parts for batch in self._collate(part)], of
+
     def _updates(self, samples: Sequence[Item], epoch: int, batch: int) -> list[list[list[Item]]]:
         pack_to = self._stage.max_length if self._stage.packing else None
         return updates(

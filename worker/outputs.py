@@ -1,26 +1,22 @@
 """What a job hands over: the model as others load it, the adapter alone beside it, and where both came from."""
 
 import copy
-import importlib.metadata
 import json
-import platform
 from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from worker import checkpoint
 from worker.context import Context
 from worker.contract.order import Order
 from worker.contract.protocol import Output
 from worker.dialogue import turn_end
+from worker.lineage import LINEAGE, lineage
 from worker.models import Loaded
-
-LINEAGE = "lineage.json"
-_VERSIONS_OF = ("rlhf-operator", "torch", "transformers", "peft", "deepspeed", "safetensors")
 
 
 def save_outputs(context: Context, loaded: Loaded, state: dict[str, Tensor], step: int) -> list[Output]:
@@ -54,38 +50,18 @@ def _sealed(context: Context, kind: str, folder: Path, final: Path, step: int) -
     )
 
 
-def lineage(order: Order, step: int) -> dict[str, object]:
-    """Where an output came from: the job, what it read (with hashes), its spec, and the versions that made it."""
-    read = {
-        path: {"reference": source.reference, "kind": source.kind, "sha256": source.sha256}
-        for path, source in order.inputs.items()
-    }
-    return {
-        "job": order.job,
-        "attempt": order.attempt,
-        "step": step,
-        "inputs": read,
-        "spec": order.spec.model_dump(mode="json"),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _VERSIONS_OF},
-    }
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def write_model(loaded: Loaded, state: dict[str, Tensor], folder: Path) -> None:
-    """A folder for `AutoModelForCausalLM` and `AutoTokenizer`: weights, configurations, tokenizer, chat template."""
+    """A folder for transformers' `Auto` classes: weights, configurations, tokenizer, chat template.
+
+    For `AutoModelForCausalLM`, or of a model with a scalar head for `AutoModelForSequenceClassification`.
+    """
     if isinstance(loaded.model, PeftModel):
         model = _merged(loaded.model, state)
         state = model.state_dict()
     else:
         assert isinstance(loaded.model, PreTrainedModel)
         model = loaded.model
-    generation = model.generation_config
+    generation = getattr(model, "generation_config", None)
     if generation is not None:
         model.generation_config = _ends_at(generation, turn_end(loaded.tokenizer))
     try:
@@ -106,7 +82,7 @@ def _merged(model: PeftModel, state: dict[str, Tensor]) -> PreTrainedModel:
     assert isinstance(base, PreTrainedModel)
     adapters = copy.copy(model.peft_config["default"])
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(copy.deepcopy(base.config), dtype=torch.float32)
+        empty = type(base)._from_config(copy.deepcopy(base.config), dtype=torch.float32)
         wrapped = get_peft_model(empty, adapters)
     whole: dict[int, Tensor] = {}  # by its memory: a tied weight is converted once, and stays one tensor
     for name, tensor in state.items():
@@ -117,7 +93,7 @@ def _merged(model: PeftModel, state: dict[str, Tensor]) -> PreTrainedModel:
     wrapped.tie_weights()
     merged = wrapped.merge_and_unload()
     assert isinstance(merged, PreTrainedModel)
-    merged.generation_config = copy.deepcopy(base.generation_config)
+    merged.generation_config = copy.deepcopy(getattr(base, "generation_config", None))
     return merged
 
 

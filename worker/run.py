@@ -26,6 +26,7 @@ from worker.paths import store_path
 STAGES = {
     "pretrain": "worker.stages.pretrain",
     "sft": "worker.stages.sft",
+    "reward": "worker.stages.reward",
     "rehearse": "worker.stages.rehearse",
 }
 _TRACEBACK_LINES = 30

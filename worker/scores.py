@@ -7,7 +7,7 @@ also the end of a text would hide that end (seen: index 4 of 0 to 5).
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,16 +18,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from worker.contract.order import Input
 from worker.dialogue import answer_end
 from worker.errors import BadSpec
-from worker.heads import head_of, hidden_states
+from worker.heads import HEAD, head_of, hidden_states
 from worker.models import scalar_model
 
 
 class Rows(Protocol):
     """Rows of tokens, padded on the right with any token."""
 
-    input_ids: Any  # [rows, time]
-    position_ids: Any  # [rows, time]
-    lengths: Any  # [rows]: real tokens
+    @property
+    def input_ids(self) -> Tensor:
+        """[rows, time]."""
+
+    @property
+    def position_ids(self) -> Tensor:
+        """[rows, time]."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """[rows]: real tokens."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +120,8 @@ def value_model(
     The arguments are those of `worker.models.pretrained`. Raises BadSpec.
     """
     model, tokenizer, _ = scalar_model(source, name, store, dtype, notes, path=path, waiting=waiting)
-    with torch.no_grad():
-        head_of(model).weight.zero_()  # type: ignore[operator]
+    torch.nn.init.zeros_(model.get_parameter(f"{HEAD}.weight"))
+    model.config.reward_normalised = None  # a reward model's, and this is none any more
     return model, tokenizer
 
 

@@ -21,33 +21,37 @@ from worker.dataset import Dataset
 from worker.distributed import Ranks
 from worker.engine import Compute, Engine, Setting
 from worker.errors import Diverged, Stopped
-from worker.evaluation import evaluate
 from worker.feed import Feed
 from worker.memory import explained, preflight
+from worker.method import Method, Trained
 from worker.models import Loaded
 from worker.schedule import learning_rate
 from worker.state import random_states, seed_everything
 from worker.stopwatch import Stopwatch
 
 
-def train(context: Context, loaded: Loaded, dataset: Dataset, objective: Compute) -> list[Output]:
+def train(
+    context: Context, loaded: Loaded, dataset: Dataset, objective: Compute, method: Method | None = None
+) -> list[Output]:
     """Trains `loaded` on `dataset` as the spec says, and hands over what came of it (on rank 0).
+
+    `method` is what the stage adds to the loop; absent: a language model's.
 
     Raises Stopped when asked to, after saving; Diverged, OutOfMemory, BadData.
     """
     with context.channel.working():
-        training = Training(context, loaded, dataset, objective)
+        training = Training(context, loaded, dataset, objective, method or Method())
     return training.run()
 
 
 class Training:
     """One rank's training, from restore to outputs."""
 
-    def __init__(self, context: Context, loaded: Loaded, dataset: Dataset, objective: Compute):
+    def __init__(self, context: Context, loaded: Loaded, dataset: Dataset, objective: Compute, method: Method):
         spec = context.order.spec
         assert isinstance(spec.stage, TrainStage)
         self.context, self.spec, self.stage = context, spec, spec.stage
-        self.loaded, self.dataset = loaded, dataset
+        self.loaded, self.dataset, self.method = loaded, dataset, method
         pad_id = loaded.tokenizer.pad_token_id
         assert isinstance(pad_id, int)  # `load` sees to it
         self.feed = Feed(dataset, spec, rank=context.rank, world=context.world, pad_id=pad_id)
@@ -98,15 +102,16 @@ class Training:
         with watch("data"):
             update = self.feed.at(self.progress.position)
         # DeepSpeed averages over ranks, so the world's size makes a sum of it again: the loss is the mean over all
-        # trained tokens of the update, however they are spread over ranks and micro-batches.
+        # trained tokens (or rows) of the update, however they are spread over ranks and micro-batches.
         weight = self.ranks.world / max(1, update.trained)
-        nats = []
+        found = []
         with explained(self.spec, f"step {step}"):
             for number, batch in enumerate(update.micro_batches, start=1):
                 self._between()
                 last = number == len(update.micro_batches)
-                nats.append(self.engine.train_micro(batch, weight=weight, last=last, timer=watch))
-            loss = self.ranks.sum([float(torch.stack(nats).double().sum())])[0] / max(1, update.trained)
+                found.append(self.engine.train_micro(batch, weight=weight, last=last, timer=watch))
+            sums = self.ranks.sum(torch.stack(found).double().sum(dim=0).tolist())
+            loss = sums[0] / max(1, update.trained)
             # Checked before the step, so that not even this process has weights that are no numbers.
             if not math.isfinite(loss):
                 raise self._diverged(f"the loss of step {step} is {loss}")
@@ -130,6 +135,7 @@ class Training:
                 "train/grad_norm": grad_norm,
                 "train/tokens": update.tokens,
                 "train/tokens_per_second": speed,
+                **self.method.metrics(sums),
                 **watch.metrics(),
             },
             speed,
@@ -143,7 +149,7 @@ class Training:
         if not self.held_out or not due or self.progress.evaluated == step:
             return
         self.context.channel.report("evaluating")
-        metrics = evaluate(self.engine, self.held_out, self.ranks, between=self._between)
+        metrics = self.method.evaluate(self.engine, self.held_out, self.ranks, between=self._between)
         self.progress = replace(self.progress, evaluated=step)
         self._report(metrics)
 
@@ -210,6 +216,8 @@ class Training:
         self.context.channel.report("saving")
         with explained(self.spec, "gathering the whole model"), self.context.channel.working():
             state = self.engine.gather()
+            trained = Trained(self.context, self.loaded, self.engine, self.ranks, self.feed, self._between)
+            self.method.finish(trained, state)
         outputs: list[Output] = []
         from worker.outputs import save_outputs
 

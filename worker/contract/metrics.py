@@ -2,7 +2,7 @@
 
 METRICS: dict[str, str] = {
     "train/loss": "nats a trained token (reward: a row), mean over the update on all ranks",
-    "train/accuracy": "reward: share of the update's pairs whose better answer has the higher score",
+    "train/accuracy": "reward: share of the update's pairs whose better answer has the higher score; a tie counts half",
     "train/lr": "learning rate of the update (ppo: the actor's)",
     "train/grad_norm": "norm of the gradient before clipping",
     "train/tokens": "real (unpadded) tokens of the update, all ranks",
