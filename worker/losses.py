@@ -6,7 +6,7 @@ tokens (seen: a gradient whose cosine to the true one is .52). Whoever calls div
 
 import inspect
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +24,42 @@ def token_loss_sum(model: nn.Module, batch: MicroBatch) -> Tensor:
     `model` may be the bare model, wrapped by peft, or a DeepSpeed engine. Logits are made for the labelled positions
     alone, by the model itself, so whatever it does to them (soft caps, scales) is in the loss.
     """
-    labelled = batch.labels != IGNORED  # [rows, time]
-    if _selects_positions(type(_causal_lm(model))):
-        logits = _forward(model, batch, logits_to_keep=labelled)  # [trained, vocabulary]
-    else:
-        logits = _forward(model, batch)[labelled]
-    nats: Tensor = _NegativeLogLikelihood.apply(logits, batch.labels[labelled])
+    nats: Tensor = _NegativeLogLikelihood.apply(labelled_logits(model, batch), batch.labels[batch.labels != IGNORED])
     return nats
 
 
-def _forward(model: nn.Module, batch: MicroBatch, **more: Any) -> Tensor:
+class Labelled(Protocol):
+    """What a language model reads, and which of its logits are wanted."""
+
+    @property
+    def input_ids(self) -> Tensor:
+        """[rows, time]."""
+
+    @property
+    def labels(self) -> Tensor:
+        """[rows, time]: what the logits at a position predict; IGNORED where they are not wanted."""
+
+    @property
+    def position_ids(self) -> Tensor:
+        """[rows, time]."""
+
+    @property
+    def attention_mask(self) -> Tensor | None:
+        """[rows, time], or None."""
+
+
+def labelled_logits(model: nn.Module, batch: Labelled) -> Tensor:
+    """The logits of the labelled positions alone, in the weights' precision: [labelled, vocabulary].
+
+    Row by row, each from left to right, as `batch.labels[batch.labels != IGNORED]` is.
+    """
+    labelled = batch.labels != IGNORED  # [rows, time]
+    if _selects_positions(type(_causal_lm(model))):
+        return _forward(model, batch, logits_to_keep=labelled)
+    return _forward(model, batch)[labelled]
+
+
+def _forward(model: nn.Module, batch: Labelled, **more: Any) -> Tensor:
     logits: Tensor = model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
@@ -66,7 +92,7 @@ class _NegativeLogLikelihood(torch.autograd.Function):
     def forward(ctx: FunctionCtx, logits: Tensor, labels: Tensor) -> Tensor:
         # logits: [trained, vocabulary]; labels: [trained]
         log_sums, total = [], torch.zeros((), dtype=torch.float32, device=logits.device)
-        for part, label in _chunks(logits, labels):
+        for part, label in chunks(logits, labels):
             log_sum = torch.logsumexp(part.float(), dim=-1)  # [chunk]
             total += (log_sum - part.gather(1, label[:, None])[:, 0].float()).sum()
             log_sums.append(log_sum)
@@ -79,7 +105,7 @@ class _NegativeLogLikelihood(torch.autograd.Function):
         logits, labels, log_sums = ctx.saved_tensors
         gradient = torch.empty_like(logits)
         done = 0
-        for part, label in _chunks(logits, labels):
+        for part, label in chunks(logits, labels):
             end = done + len(part)
             # d/dlogits = softmax - one-hot
             probabilities = (part.float() - log_sums[done:end, None]).exp_()
@@ -89,6 +115,7 @@ class _NegativeLogLikelihood(torch.autograd.Function):
         return gradient, None
 
 
-def _chunks(logits: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+def chunks(logits: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Parts of logits [labelled, vocabulary] with their labels, small enough to be made fp32."""
     size = max(1, _CHUNK // max(1, logits.shape[-1]))
     return list(zip(logits.split(size), labels.split(size), strict=True)) if len(labels) else []
