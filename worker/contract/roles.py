@@ -1,0 +1,134 @@
+"""The models of a stage: what each is for, and what it holds on a rank."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from worker.contract import sharding
+from worker.contract.activations import Computed, adapter_parameters
+from worker.contract.architectures import Architecture
+from worker.contract.evaluation import EvaluateStage
+from worker.contract.parts import DeepSpeed, Lora
+from worker.contract.ppo import PpoStage
+from worker.contract.rewards import ModelTerm, Reward
+from worker.contract.sharding import Held
+from worker.contract.spec import JobSpec
+from worker.contract.stages import TrainStage
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of a stage."""
+
+    name: str
+    path: str
+    model: Architecture
+    head: Literal["words", "score"]
+    deepspeed: DeepSpeed
+    computed: Computed
+    checkpointing: bool
+    parameters: int
+    trained: int
+    zero: int
+    held: Held
+
+
+def members(spec: JobSpec, models: Mapping[str, Architecture]) -> list[Member]:
+    """All models that have weights of their own. `models`: by the paths of their references."""
+    stage = spec.stage
+    on_host = spec.resources.accelerator == "none"
+
+    def make(
+        name: str,
+        path: str,
+        deepspeed: DeepSpeed | None = None,
+        *,
+        head: Literal["words", "score"] = "words",
+        lora: Lora | None = None,
+        train: bool = False,
+        checkpointing: bool = False,
+    ) -> Member:
+        setting, model = deepspeed or spec.deepspeed, models[path]
+        computed = Computed(sharding.WIDTHS[setting.precision], lora, not train, on_host)
+        base = model.parameters(head)
+        # The head that scores is trained in full beside adapters.
+        adapters = adapter_parameters(model, lora) + (model.hidden if head == "score" else 0) if lora else 0
+        trained = (adapters or base) if train else 0
+        own = base + (adapters if lora else 0) - (model.hidden if lora and head == "score" else 0)
+        small = left_whole(model, sharding.persistent(setting), lora)
+        if train:
+            held = sharding.trained(
+                setting,
+                trained=trained,
+                frozen=own - trained,
+                ranks=spec.ranks,
+                accumulation=spec.accumulation,
+                largest=_largest(model, lora),
+                small=small,
+            )
+        else:
+            held = sharding.asked(setting, numbers=own, ranks=spec.ranks, small=small)
+        zero = sharding.effective_zero(setting) if train else setting.zero
+        return Member(name, path, model, head, setting, computed, checkpointing, own, trained, zero, held)
+
+    def of_terms(reward: Reward | None) -> list[Member]:
+        return [
+            make(f"reward.{number}", f"stage.reward.terms.{number}.model", term.deepspeed, head="score")
+            for number, term in enumerate(reward.terms if reward else [])
+            if isinstance(term, ModelTerm)
+        ]
+
+    match stage:
+        case PpoStage():
+            found = [
+                make(
+                    "actor", "stage.actor.model", stage.actor.deepspeed,
+                    lora=stage.actor.lora, train=True, checkpointing=stage.actor.gradient_checkpointing,
+                ),
+                make(
+                    "critic", "stage.critic.model", stage.critic.deepspeed, head="score",
+                    lora=stage.critic.lora, train=True, checkpointing=stage.critic.gradient_checkpointing,
+                ),
+            ]  # fmt: skip
+            if stage.reference.model is not None:
+                found.append(make("reference", "stage.reference.model", stage.reference.deepspeed))
+            elif stage.actor.lora is None:
+                found.append(make("reference", "stage.actor.model", stage.reference.deepspeed))
+            found += of_terms(stage.reward)
+            return [found[0], *(_on_the_base(member) for member in found[1:])] if stage.share_base else found
+        case EvaluateStage():
+            found = [make("model", "stage.model")]
+            if stage.against is not None:
+                found.append(make("against", "stage.against"))
+            return found + of_terms(stage.reward)
+        case TrainStage():
+            head: Literal["words", "score"] = "score" if stage.type == "reward" else "words"
+            checkpointing = stage.gradient_checkpointing
+            return [make("model", "stage.model", head=head, lora=stage.lora, train=True, checkpointing=checkpointing)]
+    return []
+
+
+def _on_the_base(member: Member) -> Member:
+    """The same role as adapters on another's weights."""
+    width = member.computed.width
+    return replace(member, held=replace(member.held, weights=width * member.trained))
+
+
+def left_whole(model: Architecture, limit: int, lora: Lora | None) -> int:
+    """Numbers in all weights of at most `limit` numbers each."""
+    norms = 2 * model.layers + 1
+    sizes = [(model.hidden, norms * (2 if model.norm == "layer" else 1))]
+    for layer in model.linears:
+        sizes.append((layer.inputs * layer.outputs, model.layers))
+        sizes += [(layer.outputs, model.layers)] if layer.bias else []
+        if lora is not None:
+            sizes += [(lora.rank * layer.inputs, model.layers), (lora.rank * layer.outputs, model.layers)]
+    sizes.append((model.vocabulary * model.hidden, 1 if model.tied else 2))
+    sizes.append((model.learnt_positions * model.hidden, 1))
+    return sum(size * count for size, count in sizes if size <= limit)
+
+
+def _largest(model: Architecture, lora: Lora | None) -> int:
+    if lora is None:
+        return model.largest
+    return max(lora.rank * max(layer.inputs, layer.outputs) for layer in model.linears)
