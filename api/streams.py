@@ -13,9 +13,9 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.domain.job import FINAL, Phase
-from api.store import events, metrics
+from api.store import events, metrics, samples
 from api.store.database import Database
-from api.store.tables import EventRow, JobRow, MetricRow
+from api.store.tables import EventRow, JobRow, MetricRow, SampleRow
 
 POLL = 0.5
 HEARTBEAT = 15.0
@@ -25,8 +25,9 @@ _BATCH = 5000
 # Cursors in one query.
 _CHUNK = 200
 
-Row = TypeVar("Row", EventRow, MetricRow)
-Kind = Literal["events", "metrics", "logs"]
+Row = TypeVar("Row", EventRow, MetricRow, SampleRow)
+RowKind = Literal["events", "metrics", "samples"]
+Kind = RowKind | Literal["logs"]
 log = logging.getLogger(__name__)
 
 
@@ -45,6 +46,8 @@ class Source(NamedTuple, Generic[Row]):
     after: Callable[[AsyncSession, dict[str, int], int], Awaitable[Sequence[Row]]]
     number: Callable[[Row], int]
     newest: Callable[[AsyncSession, Sequence[str]], Awaitable[dict[str, int]]]
+    share: int = 1
+    """One row takes as much memory as so many of others: of these, fewer are held."""
 
 
 async def _newest_events(session: AsyncSession, jobs: Sequence[str]) -> dict[str, int]:
@@ -59,16 +62,17 @@ async def _newest_metrics(session: AsyncSession, jobs: Sequence[str]) -> dict[st
 
 EVENTS = Source(events.after, lambda row: row.number, _newest_events)
 METRICS = Source(metrics.after, lambda row: row.id, _newest_metrics)
-SOURCES: dict[Kind, Source[Any]] = {"events": EVENTS, "metrics": METRICS}
+SAMPLES = Source(samples.after, lambda row: row.id, samples.newest, share=10)
+SOURCES: dict[RowKind, Source[Any]] = {"events": EVENTS, "metrics": METRICS, "samples": SAMPLES}
 
 
 @dataclass
 class Topic:
     """What the poll keeps for all streams of one kind on one job."""
 
+    rows: deque[Any]
     floor: float = math.inf
     """All rows after this number are in `rows`; infinite until the first poll."""
-    rows: deque[Any] = field(default_factory=lambda: deque(maxlen=_BUFFER))
     cursor: int = 0
     head: Head | None = None
     phase: Phase = Phase.CANCELLED
@@ -120,23 +124,24 @@ class Streams:
         for topic in self._topics.values():
             topic.advance()
 
-    async def rows(self, kind: Kind, job: str, cursor: int) -> AsyncIterator[Sequence[Any] | Head]:
+    async def rows(self, kind: RowKind, job: str, cursor: int) -> AsyncIterator[Sequence[Any] | Head]:
         """A job's rows after `cursor`: batches as they come (an empty one: still here), then the Head when it is over.
 
         Ends without a Head at shutdown. No session is held between batches.
         """
         source = SOURCES[kind]
+        page = max(1, _PAGE // source.share)
         with self.topic(kind, job) as topic:
             while not self.closing:
                 turn, head = topic.turn, topic.head
                 if cursor < topic.floor:
                     async with self._database.reading() as session:
-                        batch = await source.after(session, {job: cursor}, _PAGE)
+                        batch = await source.after(session, {job: cursor}, page)
                     if not batch and topic.floor < math.inf:
                         cursor = max(cursor, int(topic.floor))
                         continue
                 else:
-                    batch = [row for row in topic.rows if source.number(row) > cursor][:_PAGE]
+                    batch = [row for row in topic.rows if source.number(row) > cursor][:page]
                 if batch:
                     cursor = source.number(batch[-1])
                     yield batch
@@ -151,7 +156,7 @@ class Streams:
         async with self._database.reading() as session:
             return (await _heads(session, [job])).get(job)
 
-    async def sent_all(self, kind: Literal["events", "metrics"], job: str, cursor: int) -> bool:
+    async def sent_all(self, kind: RowKind, job: str, cursor: int) -> bool:
         """Whether the job is over and has no row after `cursor`."""
         async with self._database.reading() as session:
             # The head first, as in the poll.
@@ -170,7 +175,8 @@ class Streams:
     @contextlib.contextmanager
     def topic(self, kind: Kind, job: str) -> Any:
         """The topic, for as long as somebody watches it."""
-        topic = self._topics.setdefault((kind, job), Topic())
+        share = 1 if kind == "logs" else SOURCES[kind].share
+        topic = self._topics.setdefault((kind, job), Topic(rows=deque(maxlen=_BUFFER // share)))
         topic.watchers += 1
         self._new.set()
         try:
@@ -190,9 +196,9 @@ class Streams:
             # Heads first: rows that are read after a final phase was seen are all there will ever be.
             heads = await _heads(session, sorted({job for _, job in topics}))
             changed: set[tuple[Kind, str]] = set()
-            for kind, source in SOURCES.items():
-                mine = {job: topic for (k, job), topic in topics.items() if k == kind}
-                more |= await _read(session, kind, source, mine, changed)
+            for of_rows, source in SOURCES.items():
+                mine = {job: topic for (kind, job), topic in topics.items() if kind == of_rows}
+                more |= await _read(session, of_rows, source, mine, changed)
         for (kind, job), topic in topics.items():
             head = heads.get(job, Head(topic.phase, 0, True))
             if head.phase in FINAL:
@@ -230,8 +236,8 @@ async def _read(
     jobs = list(topics)
     for start in range(0, len(jobs), _CHUNK):
         cursors = {job: topics[job].cursor for job in jobs[start : start + _CHUNK]}
-        rows = await source.after(session, cursors, _BATCH)
-        more |= len(rows) == _BATCH
+        rows = await source.after(session, cursors, _BATCH // source.share)
+        more |= len(rows) == _BATCH // source.share
         for row in rows:
             topic = topics[row.job_id]
             if len(topic.rows) == topic.rows.maxlen:

@@ -6,31 +6,37 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.sse import format_sse_event
-from pydantic import BaseModel, Field
+from pydantic import Field
 from sqlalchemy import RowMapping
 from sqlalchemy.engine import Connection
 from starlette.responses import StreamingResponse
 
 from api import openapi
 from api.control import Control, ControlPlane
-from api.errors import Refusal, documented
+from api.errors import documented
 from api.logs import Part, Place
 from api.routes.parameters import TEXT, JobId, LastEventId, Limit, refusing
+from api.routes.streamed import (
+    AttemptNumber,
+    Follow,
+    Number,
+    bad_id,
+    end,
+    newest_attempt,
+    page_of,
+    stream_of,
+    streaming,
+    wants_stream,
+)
 from api.store import events, jobs, metrics
-from api.streams import Head, Kind
-from api.views import AttemptView, CheckpointView, EventView, LogLine, MetricView, Page, StreamEnd
-from worker.contract.problem import Problem
+from api.views import AttemptView, CheckpointView, EventView, LogLine, MetricView, Page
 
 router = APIRouter(prefix="/v1/jobs/{job}", tags=["history"])
-_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
-Number = Annotated[int, Query(ge=0, le=2**53, description="entries after this one")]
-AttemptNumber = Annotated[int | None, Query(ge=1, le=2**31 - 1, description="absent: all (logs: the newest)")]
 MetricNames = Annotated[
     list[Annotated[str, Field(max_length=64, pattern=TEXT)]] | None, Query(alias="name", description="any of these")
 ]
 Rank = Annotated[int | None, Query(ge=0, le=99999, description="absent: all ranks")]
-Follow = Annotated[bool, Query(description="answer with a stream, as with `Accept: text/event-stream`")]
 
 
 @router.get("/attempts", responses=documented(404, 422))
@@ -64,7 +70,7 @@ async def listed_events(
     last_event_id: LastEventId = None,
 ) -> Any:
     """Events in order, after number `after`."""
-    if _wants_stream(request, follow):
+    if wants_stream(request, follow):
         return await _event_stream(job, control, last_event_id, after)
 
     def look(connection: Connection) -> Sequence[RowMapping]:
@@ -73,7 +79,7 @@ async def listed_events(
 
     with refusing():
         rows = await control.database.look(look)
-    return _page(Page[EventView], rows, limit, "number")
+    return page_of(Page[EventView], rows, limit, "number")
 
 
 @router.get(
@@ -87,11 +93,7 @@ async def event_stream(job: JobId, control: Control, last_event_id: LastEventId 
 
 
 async def _event_stream(job: str, control: ControlPlane, last_event_id: str | None, after: int = 0) -> Response:
-    cursor = _number(last_event_id, after)
-    await _exists(control, job)
-    if last_event_id and await control.streams.sent_all("events", job, cursor):
-        return Response(status_code=204)
-    return _streaming(_rows(control, "events", job, cursor, EventView, "number", lambda row: True))
+    return await stream_of(control, "events", job, EventView, "number", last_event_id=last_event_id, after=after)
 
 
 @router.get("/metrics", response_model=Page[MetricView], responses=documented(404, 422))
@@ -111,7 +113,7 @@ async def listed_metrics(
     last_event_id: LastEventId = None,
 ) -> Any:
     """Points in the order they came, after row `after`."""
-    if _wants_stream(request, follow):
+    if wants_stream(request, follow):
         return await _metric_stream(job, control, name, attempt, last_event_id, after)
     choice = metrics.Choice(name or (), attempt, superseded)
 
@@ -121,7 +123,7 @@ async def listed_metrics(
 
     with refusing():
         if downsample is None:
-            return _page(Page[MetricView], await control.database.look(look), limit, "id")
+            return page_of(Page[MetricView], await control.database.look(look), limit, "id")
         # Not by `look`: this reads whole curves, and would keep those waiting who only look.
         async with control.database.reading() as session:
             await jobs.get(session, job)
@@ -153,15 +155,12 @@ async def _metric_stream(
     last_event_id: str | None,
     after: int = 0,
 ) -> Response:
-    cursor = _number(last_event_id, after)
-    await _exists(control, job)
-    if last_event_id and await control.streams.sent_all("metrics", job, cursor):
-        return Response(status_code=204)
-
     def wanted(row: Any) -> bool:
         return (not name or row.name in name) and attempt in (None, row.attempt)
 
-    return _streaming(_rows(control, "metrics", job, cursor, MetricView, "id", wanted))
+    return await stream_of(
+        control, "metrics", job, MetricView, "id", last_event_id=last_event_id, after=after, wanted=wanted
+    )
 
 
 @router.get("/logs", response_model=Page[LogLine], responses=documented(404, 422))
@@ -176,9 +175,9 @@ async def logs(
     last_event_id: LastEventId = None,
 ) -> Any:
     """The log of each rank, in order of rank."""
-    if _wants_stream(request, follow):
+    if wants_stream(request, follow):
         return await log_stream(job, control, rank, attempt, last_event_id)
-    newest = await _exists(control, job)
+    newest = await newest_attempt(control, job)
     number = attempt or newest
 
     def read() -> list[LogLine]:
@@ -206,31 +205,15 @@ async def log_stream(
 ) -> Response:
     """Log lines as they are written, and those of the attempts that follow, unless `attempt` is given. Asked again
     after the last of a job that is over, it answers 204."""
-    newest = await _exists(control, job)
+    newest = await newest_attempt(control, job)
     try:
         place = Place.parse(last_event_id) if last_event_id else Place(attempt or newest, {})
     except ValueError:
-        raise _bad_id() from None
+        raise bad_id() from None
     wanted = [] if rank is None else [rank]
     if last_event_id and await _log_is_all_sent(job, control, place, wanted, pinned=attempt is not None):
         return Response(status_code=204)
-    return _streaming(_log_lines(control, job, place, wanted, pinned=attempt is not None))
-
-
-async def _rows(
-    control: ControlPlane, kind: Kind, job: str, cursor: int, view: type[BaseModel], id: str, wanted: Any
-) -> AsyncIterator[bytes]:
-    async for batch in control.streams.rows(kind, job, cursor):
-        if isinstance(batch, Head):
-            yield _end(batch, str(cursor))
-            return
-        cursor = getattr(batch[-1], id) if batch else cursor
-        sent = [
-            format_sse_event(data_str=view.model_validate(row).model_dump_json(), id=str(getattr(row, id)))
-            for row in batch
-            if wanted(row)
-        ]
-        yield b"".join(sent) or b": still here\n\n"
+    return streaming(_log_lines(control, job, place, wanted, pinned=attempt is not None))
 
 
 async def _log_is_all_sent(job: str, control: ControlPlane, place: Place, ranks: list[int], *, pinned: bool) -> bool:
@@ -258,48 +241,7 @@ async def _log_lines(
             elif head is not None and head.attempt > place.attempt and not pinned:
                 place.attempt, place.offsets = place.attempt + 1, {}
             elif head is not None and ended:
-                yield _end(head, str(place))
+                yield end(head, str(place))
                 return
             elif not await control.streams.turned(turn):
                 yield b": still here\n\n"
-
-
-def _page(page: type[Page[Any]], rows: Sequence[RowMapping], limit: int, cursor: str) -> Response:
-    """The first `limit` rows; `cursor` is the column that the next page goes on from, if there are more."""
-    more = str(rows[limit - 1][cursor]) if len(rows) > limit else None
-    view = page.model_validate({"data": rows[:limit], "next": more})
-    # Checked when it was made: FastAPI would do so once more, and this is asked for again and again.
-    return Response(view.model_dump_json(), media_type="application/json")
-
-
-def _streaming(content: AsyncIterator[bytes]) -> StreamingResponse:
-    return StreamingResponse(content, media_type="text/event-stream", headers=_HEADERS)
-
-
-def _end(head: Head, id: str) -> bytes:
-    # With an id, even where nothing was sent before: a browser that comes back says it, and is told that this was all.
-    return format_sse_event(event="end", data_str=StreamEnd(phase=head.phase).model_dump_json(), id=id)
-
-
-def _wants_stream(request: Request, follow: bool) -> bool:
-    return follow or "text/event-stream" in request.headers.get("accept", "")
-
-
-def _number(last_event_id: str | None, otherwise: int = 0) -> int:
-    if not last_event_id:
-        return otherwise
-    if not last_event_id.isascii() or not last_event_id.isdigit() or len(last_event_id) > 16:
-        raise _bad_id()
-    return int(last_event_id)
-
-
-def _bad_id() -> Refusal:
-    message = "write the id of the last event that this stream has sent"
-    return Refusal(422, f"Last-Event-ID: {message}", [Problem("Last-Event-ID", message)])
-
-
-async def _exists(control: ControlPlane, job: str) -> int:
-    """The number of the job's newest attempt. Raises Refusal 404."""
-    with refusing():
-        async with control.database.reading() as session:
-            return (await jobs.get(session, job)).attempt

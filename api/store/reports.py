@@ -1,5 +1,6 @@
 """What a worker reports, taken in: one transaction, under the job's row lock, and cheap."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,10 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.domain.job import Desired, Phase
+from api.store import samples
 from api.store.database import utcnow
-from api.store.tables import AttemptRow, Base, CheckpointRow, EventRow, JobRow, MetricRow
-from worker.contract.protocol import Answer, Finish, Report, Termination
+from api.store.tables import AttemptRow, Base, CheckpointRow, EventRow, JobRow, MetricRow, SampleRow
+from worker.contract.protocol import Answer, Finish, Metric, Report, Sample, Termination
 
 _EXIT_CODES = {"succeeded": 0, "failed": 1, "stopped": 143}
 
@@ -72,7 +74,10 @@ def take_in(connection: Connection, job_id: str, attempt: int, report: Report, l
         changes["resumed_from"] = report.resumed_from
         _supersede(connection, job_id, attempt, report.resumed_from)
     if report.metrics:
-        _add_metrics(connection, row, attempt, report)
+        _add_by_step(connection, MetricRow, row, attempt, report.metrics)
+    if report.samples:
+        _add_by_step(connection, SampleRow, row, attempt, report.samples)
+        samples.make_room(connection, job_id)
     if report.checkpoints:
         values = [
             {"job_id": job_id, "attempt": attempt, "pruned_at": None, **checkpoint.model_dump()}
@@ -169,19 +174,22 @@ def _check_live(attempt: int, row: Any) -> None:
 
 def _supersede(connection: Connection, job_id: str, attempt: int, step: int) -> None:
     """Marks what older attempts reported past the step that this one went on from."""
-    connection.execute(
-        update(MetricRow)
-        .where(MetricRow.job_id == job_id, MetricRow.attempt < attempt, MetricRow.step >= _made_again_from(step))
-        .values(superseded=True)
-    )
+    for table in (MetricRow, SampleRow):
+        connection.execute(
+            update(table)
+            .where(table.job_id == job_id, table.attempt < attempt, table.step >= _made_again_from(step))
+            .values(superseded=True)
+        )
 
 
 def _made_again_from(resumed_from: int) -> int:
-    """The first step whose points an attempt makes again. One that begins anew evaluates before its first step, too."""
+    """The first step that an attempt tells of again. One that begins anew evaluates before its first step, too."""
     return resumed_from + 1 if resumed_from else 0
 
 
-def _add_metrics(connection: Connection, job: Any, attempt: int, report: Report) -> None:
+def _add_by_step(
+    connection: Connection, table: type[Base], job: Any, attempt: int, news: Sequence[Metric | Sample]
+) -> None:
     resumed_from = None
     if attempt < job.attempt:
         resumed_from = connection.scalar(
@@ -191,12 +199,12 @@ def _add_metrics(connection: Connection, job: Any, attempt: int, report: Report)
         {
             "job_id": job.id,
             "attempt": attempt,
-            "superseded": resumed_from is not None and metric.step >= _made_again_from(resumed_from),
-            **metric.model_dump(),
+            "superseded": resumed_from is not None and one.step >= _made_again_from(resumed_from),
+            **one.model_dump(),
         }
-        for metric in report.metrics
+        for one in news
     ]
-    insert_new(connection, MetricRow, values)
+    insert_new(connection, table, values)
 
 
 def _add_events(connection: Connection, job: Any, attempt: int, report: Report) -> int:

@@ -182,6 +182,31 @@ class FileRow(Base):
 class ModelRow(Base):
     __tablename__ = "models"
     __table_args__ = (
+class SampleRow(Base):
+    __tablename__ = "samples"
+    __table_args__ = (
+        UniqueConstraint("job_id", "attempt", "step", "index", name="uq_samples_answer"),
+        Index("ix_samples_stream", "job_id", "id"),
+        Index("ix_samples_step", "job_id", "step", "id"),
+        # Without it SQLite gives the number of a deleted row again, and who follows would miss what has it.
+        {"sqlite_autoincrement": True},
+    )
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    attempt: Mapped[int]
+    step: Mapped[int] = mapped_column(BigInteger)
+    index: Mapped[int] = mapped_column(BigInteger)
+    prompt: Mapped[str] = mapped_column(Text)
+    answer: Mapped[str] = mapped_column(Text)
+    tokens: Mapped[list[Any]]
+    kl: Mapped[list[Any]]
+    terms: Mapped[dict[str, Any]]
+    reward: Mapped[float] = mapped_column(Float(53))
+    ended: Mapped[bool]
+    at: Mapped[datetime]
+    superseded: Mapped[bool] = mapped_column(default=False)
+
+
         UniqueConstraint("project_id", "name", "version", "kind", name="uq_models_version"),
         Index("ix_models_page", "project_id", "created_at", "id"),
     )

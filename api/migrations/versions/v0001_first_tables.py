@@ -207,3 +207,26 @@ def upgrade() -> None:
         "projects", sa.column("id"), sa.column("name"), sa.column("created_at", sa.DateTime(timezone=True))
     )
     op.bulk_insert(projects, [{"id": "default", "name": "default", "created_at": datetime.now(UTC)}])
+    op.create_table(
+        "samples",
+        sa.Column("id", BIG, autoincrement=True, nullable=False),
+        sa.Column("job_id", sa.String(length=20), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("step", BIG, nullable=False),
+        sa.Column("index", BIG, nullable=False),
+        sa.Column("prompt", sa.Text(), nullable=False),
+        sa.Column("answer", sa.Text(), nullable=False),
+        sa.Column("tokens", JSON, nullable=False),
+        sa.Column("kl", JSON, nullable=False),
+        sa.Column("terms", JSON, nullable=False),
+        sa.Column("reward", sa.Float(precision=53), nullable=False),
+        sa.Column("ended", sa.Boolean(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("superseded", sa.Boolean(), nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("job_id", "attempt", "step", "index", name="uq_samples_answer"),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("ix_samples_stream", "samples", ["job_id", "id"], unique=False)
+    op.create_index("ix_samples_step", "samples", ["job_id", "step", "id"], unique=False)
