@@ -16,6 +16,7 @@ def _service_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.fragment:
         raise ValueError("write an http:// or https:// URL without a user name and a fragment")
+    _ = parts.port  # raises ValueError for one that there cannot be
     return value
 
 

@@ -1,0 +1,54 @@
+"""Terms into one reward: their weighted sum, which is what is shown, and from it what is learnt from."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from worker.contract.rewards import Reward
+from worker.errors import Diverged
+from worker.rl.statistics import RunningStatistics
+
+# What varies less is rounding: to divide by it would make noise of any size.
+_LEAST_STD = 1e-8
+
+
+def weighted(reward: Reward, terms: Mapping[str, Sequence[float]], ended: Sequence[bool]) -> list[float]:
+    """The weighted sum of each answer's terms, with `missing_eos` where it was cut off at the limit.
+
+    `terms` has all of the reward's, the models' too, by their names; `ended` is true for answers that ended by
+    themselves. Raises Diverged for a term that is no finite number: what was learnt from it could not be taken back.
+    """
+    for term in reward.terms:
+        for number, value in enumerate(terms[term.title]):
+            if not math.isfinite(value):
+                raise Diverged(
+                    f"the reward's term `{term.title}` is {value} for answer {number + 1} of {len(ended)}; "
+                    "nothing was learnt from it"
+                )
+    each = zip(*([term.weight * value for value in terms[term.title]] for term in reward.terms), strict=True)
+    return [
+        math.fsum(values) + (0.0 if by_itself else reward.missing_eos)
+        for values, by_itself in zip(each, ended, strict=True)
+    ]
+
+
+def scaled(reward: Reward, sums: Sequence[float], seen: RunningStatistics) -> list[float]:
+    """Weighted sums as they are learnt from: over the standard deviation of all that were `seen`, then clipped.
+
+    Nothing is subtracted, or good answers would look bad among better ones. Until sums vary they stay as they are.
+    """
+    divisor = seen.std if reward.scale == "running" and seen.std > _LEAST_STD else 1.0
+    limit = math.inf if reward.clip is None else reward.clip
+    return [min(max(value / divisor, -limit), limit) for value in sums]
+
+
+def combine(
+    reward: Reward, terms: Mapping[str, Sequence[float]], ended: Sequence[bool], seen: RunningStatistics
+) -> list[float]:
+    """What an iteration's answers are learnt from. `seen` takes in their weighted sums first.
+
+    Give all answers of an iteration, of all ranks and in their order, so that each rank comes to the same. Raises
+    Diverged.
+    """
+    sums = weighted(reward, terms, ended)
+    seen.update(sums)
+    return scaled(reward, sums, seen)
