@@ -142,6 +142,24 @@ class MetricView(View):
     superseded: bool = Field(description="a later attempt went on from before this step, and made it again")
 
 
+class SampleView(View):
+    """One answer of a rollout."""
+
+    id: int = Field(description="grows within the job; an SSE id")
+    step: int = Field(description="the iteration")
+    index: int = Field(description="of the prompt in the iteration")
+    attempt: int
+    prompt: str
+    answer: str
+    tokens: list[str] = Field(description="the answer's, as text; of a long answer the first ones")
+    kl: list[float] = Field(description="nats of each token: log actor - log reference")
+    terms: dict[str, float] = Field(description="of the reward, before their weights")
+    reward: float = Field(description="their weighted sum")
+    ended: bool = Field(description="by itself, and not at the limit")
+    at: Time
+    superseded: bool = Field(description="a later attempt went on from before this step, and made it again")
+
+
 class LogLine(View):
     """A part of a log, as a server-sent event carries it: whole lines."""
 
@@ -209,21 +227,3 @@ class StreamEnd(View):
     """The last event of a stream: the job is final, and everything was sent."""
 
     phase: Phase
-class SampleView(View):
-    """One answer of a rollout."""
-
-    id: int = Field(description="grows within the job; an SSE id")
-    step: int = Field(description="the iteration")
-    index: int = Field(description="of the prompt in the iteration")
-    attempt: int
-    prompt: str
-    answer: str
-    tokens: list[str] = Field(description="the answer's, as text; of a long answer the first ones")
-    kl: list[float] = Field(description="nats of each token: log actor - log reference")
-    terms: dict[str, float] = Field(description="of the reward, before their weights")
-    reward: float = Field(description="their weighted sum")
-    ended: bool = Field(description="by itself, and not at the limit")
-    at: Time
-    superseded: bool = Field(description="a later attempt went on from before this step, and made it again")
-
-

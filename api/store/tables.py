@@ -164,24 +164,6 @@ class CheckpointRow(Base):
     pruned_at: Mapped[datetime | None]
 
 
-class FileRow(Base):
-    __tablename__ = "files"
-    __table_args__ = (Index("ix_files_page", "project_id", "created_at", "id"),)
-    id: Mapped[str] = mapped_column(String(20), primary_key=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
-    filename: Mapped[str] = mapped_column(String(255))
-    purpose: Mapped[str] = mapped_column(String(32))
-    kind: Mapped[str] = mapped_column(String(16))
-    rows: Mapped[int] = mapped_column(BigInteger)
-    bytes: Mapped[int] = mapped_column(BigInteger)
-    sha256: Mapped[str] = mapped_column(String(64))
-    path: Mapped[str] = mapped_column(String(1024))
-    created_at: Mapped[datetime]
-
-
-class ModelRow(Base):
-    __tablename__ = "models"
-    __table_args__ = (
 class SampleRow(Base):
     __tablename__ = "samples"
     __table_args__ = (
@@ -207,6 +189,24 @@ class SampleRow(Base):
     superseded: Mapped[bool] = mapped_column(default=False)
 
 
+class FileRow(Base):
+    __tablename__ = "files"
+    __table_args__ = (Index("ix_files_page", "project_id", "created_at", "id"),)
+    id: Mapped[str] = mapped_column(String(20), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    filename: Mapped[str] = mapped_column(String(255))
+    purpose: Mapped[str] = mapped_column(String(32))
+    kind: Mapped[str] = mapped_column(String(16))
+    rows: Mapped[int] = mapped_column(BigInteger)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    path: Mapped[str] = mapped_column(String(1024))
+    created_at: Mapped[datetime]
+
+
+class ModelRow(Base):
+    __tablename__ = "models"
+    __table_args__ = (
         UniqueConstraint("project_id", "name", "version", "kind", name="uq_models_version"),
         Index("ix_models_page", "project_id", "created_at", "id"),
     )

@@ -202,11 +202,6 @@ def upgrade() -> None:
         sa.UniqueConstraint("job_id", "attempt", "name", "step", name="uq_metrics_point"),
     )
     op.create_index("ix_metrics_stream", "metrics", ["job_id", "id"], unique=False)
-    # Everything belongs to a project; until there are API keys there is this one.
-    projects = sa.table(
-        "projects", sa.column("id"), sa.column("name"), sa.column("created_at", sa.DateTime(timezone=True))
-    )
-    op.bulk_insert(projects, [{"id": "default", "name": "default", "created_at": datetime.now(UTC)}])
     op.create_table(
         "samples",
         sa.Column("id", BIG, autoincrement=True, nullable=False),
@@ -230,3 +225,8 @@ def upgrade() -> None:
     )
     op.create_index("ix_samples_stream", "samples", ["job_id", "id"], unique=False)
     op.create_index("ix_samples_step", "samples", ["job_id", "step", "id"], unique=False)
+    # Everything belongs to a project; until there are API keys there is this one.
+    projects = sa.table(
+        "projects", sa.column("id"), sa.column("name"), sa.column("created_at", sa.DateTime(timezone=True))
+    )
+    op.bulk_insert(projects, [{"id": "default", "name": "default", "created_at": datetime.now(UTC)}])
