@@ -10,11 +10,12 @@ from typing import TypeVar
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api import hub
+from api.fit import unfit
 from api.folder import Store
 from api.settings import Settings
 from api.store import files, models
 from api.store.database import Database
-from api.weights import Known, NotAModel, Task, Weights
+from api.weights import Known, NotAModel, Weights
 from worker.contract.check import InvalidSpec
 from worker.contract.manifest import file_sha256
 from worker.contract.order import Input
@@ -22,7 +23,7 @@ from worker.contract.problem import Problem
 from worker.contract.references import Wanted, references
 from worker.contract.rows import BadRow, check_rows
 from worker.contract.spec import JobSpec
-from worker.contract.stages import RehearseStage
+from worker.contract.steps import PREFIX as STEPS
 
 T = TypeVar("T")
 
@@ -38,18 +39,22 @@ class Resolver:
         self._settings, self._database, self._store = settings, database, store
         self._weights = Weights()
 
-    async def resolve(self, spec: JobSpec) -> dict[str, Input]:
-        """The inputs by their path in the spec. Raises InvalidSpec with all that is wrong."""
+    async def resolve(self, spec: JobSpec, *, data: bool = True) -> dict[str, Input]:
+        """The inputs by their path in the spec; without `data` only models. Raises InvalidSpec with all problems."""
         problems = self._unfit(spec)
         found: dict[str, Input] = {}
         for wanted in references(spec):
+            if wanted.kind == "data" and not data:
+                continue
+            if wanted.reference.startswith(STEPS):
+                continue  # known once that step has succeeded
             try:
                 if wanted.kind == "data":
                     found[wanted.path] = await self._data(wanted, spec.stage.type)
                 else:
                     given, known = await self._model(wanted.reference, tokenizer_only=wanted.kind == "tokenizer")
                     found[wanted.path] = given
-                    problems += _of_another_kind(wanted, known) + _too_long(spec, wanted, known)
+                    problems += unfit(spec, wanted, wanted.reference, known.config)
             except Unresolved as error:
                 problems.append(Problem(wanted.path, str(error)))
         if problems:
@@ -116,15 +121,13 @@ class Resolver:
             row = await models.get(session, name)
         except models.NoSuchModel:
             raise Unresolved(f"there is no model {name!r}; GET /v1/models lists them") from None
-        if row.kind != "model":
+        if row.kind == "adapter":
             raise Unresolved(f"{name!r} is only an adapter; give a whole model")
         path = self._store.inside(row.path)
         known = await _in_thread(self._look, path, tokenizer_only)
         if known.sha256 != row.sha256:
             raise Unresolved(f"{name!r} is damaged in the store: its files do not have their hashes any more")
-        # The version is said out loud: the newest one may be another tomorrow.
-        pinned = f"models/{row.name}@{row.version}"
-        return Input(reference=pinned, kind="model", location=row.path, sha256=row.sha256), known
+        return models.as_input(row), known
 
     def _model_path(self, reference: str, tokenizer_only: bool) -> tuple[Input, Known]:
         path = self._allowed(reference)
@@ -152,30 +155,6 @@ class Resolver:
                 if entry.is_symlink() and not any(_real(entry).is_relative_to(folder) for folder in folders):
                     raise Unresolved(f"{entry.name} in it is a link out of the allowed folders: {named}")
         return path
-
-
-def _of_another_kind(wanted: Wanted, known: Known) -> list[Problem]:
-    """A model that scores where one that writes is needed, or the other way round."""
-    if known.task is None or wanted.kind not in ("model", "reward") or known.task == _TASKS[wanted.kind]:
-        return []
-    is_, needed = _SAID[known.task], _SAID[_TASKS[wanted.kind]]
-    return [Problem(wanted.path, f"{wanted.reference} is {is_}; give {needed}")]
-
-
-_TASKS: dict[str, Task] = {"model": "write", "reward": "score"}
-_SAID: dict[Task, str] = {"write": "a language model", "score": "a reward model (of the stage `reward`)"}
-
-
-def _too_long(spec: JobSpec, wanted: Wanted, known: Known) -> list[Problem]:
-    if wanted.kind == "tokenizer" or known.positions is None or isinstance(spec.stage, RehearseStage):
-        return []
-    if spec.stage.max_length <= known.positions:
-        return []
-    which = "the model" if wanted.path == "stage.model" else wanted.reference
-    limit = known.positions
-    return [
-        Problem("stage.max_length", f"{which} has {limit} positions; write at most that, not {spec.stage.max_length}")
-    ]
 
 
 def _real(path: Path) -> Path:

@@ -1,13 +1,15 @@
 """What callers are shown: the JSON shapes of everything the API answers with."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
-from api.domain.job import Desired, Fault, Phase, Reason
-from api.store.tables import JobRow
+from api.domain.job import FINAL, Desired, Fault, Phase, Reason
+from api.domain.pipeline import Standing, phase_of
+from api.store.tables import JobRow, ModelRow, PipelineRow
 from worker.contract.order import Input
 from worker.contract.protocol import Activity, Level, Progress, Termination
 from worker.contract.rows import RowKind
@@ -45,6 +47,15 @@ class OutputModel(View):
     kind: str
 
 
+class NeedView(View):
+    """An output of another step that a job takes."""
+
+    path: str = Field(description="where in the spec", examples=["stage.actor.model"])
+    step: str
+    output: str
+    job: str = Field(description="the other step's job")
+
+
 class JobView(View):
     """A job, whole."""
 
@@ -71,6 +82,9 @@ class JobView(View):
     finished_at: Time | None
     generation: int = Field(description="counts the changes that its owner made")
     cloned_from: str | None
+    pipeline_id: str | None = Field(description="the pipeline that it is a step of")
+    step: str | None = Field(description="its name there")
+    needs: list[NeedView] = Field(description="what it takes of other steps; while they are not over, it waits")
     models: list[OutputModel] = Field(description="what it has handed over")
 
     @classmethod
@@ -87,6 +101,69 @@ class JobView(View):
     def tagged(self, document: bytes) -> str:
         """The ETag, for who has the view's JSON already."""
         return f'"{self.generation}.{hashlib.sha256(document).hexdigest()[:12]}"'
+
+
+class StepView(View):
+    """A step of a pipeline: where its job is."""
+
+    step: str
+    id: str = Field(description="of its job", examples=["job-k3v7qd2mzxna"])
+    name: str = Field(description="of its job, and of what that hands over")
+    stage: str
+    needs: list[NeedView]
+    phase: Phase
+    phase_since: Time
+    reason: Reason | None
+    fault: Fault | None
+    message: str
+    desired: Desired
+    retry_requested: bool
+    attempt: int
+    progress: Progress | None
+    activity: Activity | None
+    event_count: int
+    started_at: Time | None
+    finished_at: Time | None
+    models: list[OutputModel]
+
+
+class PipelineView(View):
+    """A pipeline with its steps."""
+
+    id: str = Field(examples=["pipe-k3v7qd2mzxna"])
+    name: str
+    metadata: dict[str, str]
+    phase: Phase = Field(description="follows from its steps: final when all of them are")
+    created_at: Time
+    finished_at: Time | None = Field(description="when the last step was over")
+    steps: list[StepView] = Field(description="each after all that it needs")
+
+    @classmethod
+    def of(cls, row: PipelineRow, steps: Sequence[JobRow], models: Mapping[str, Sequence[ModelRow]]) -> "PipelineView":
+        """The view of a row, its steps and what these have handed over."""
+        phase = phase_of(
+            Standing(Phase(s.phase), retried=s.retry_requested, waiting=s.waiting, started=s.started_at is not None)
+            for s in steps
+        )
+        ends = [step.finished_at for step in steps if step.finished_at is not None]
+        return cls.model_validate(
+            {
+                **vars(row),
+                "metadata": row.metadata_,
+                "phase": phase,
+                "finished_at": max(ends) if phase in FINAL and ends else None,
+                "steps": [{**vars(step), "models": models.get(step.id, [])} for step in steps],
+            }
+        )
+
+
+class PipelineDryRun(View):
+    """What a POST of this pipeline would have made."""
+
+    name: str
+    order: list[str] = Field(description="the steps, each after all that it needs")
+    steps: dict[str, dict[str, Any]] = Field(description="the specs with all defaults filled in")
+    inputs: dict[str, dict[str, Input]] = Field(description="by step, what its references to all but steps lead to")
 
 
 class DryRun(View):

@@ -33,6 +33,11 @@ class Known(NamedTuple):
     positions: int | None
     task: Task | None
 
+    @property
+    def config(self) -> Config:
+        """What the configuration tells."""
+        return Config(self.positions, self.task)
+
 
 class Weights:
     """Looks at models, and remembers those whose files have not changed since: a hash of gigabytes takes seconds."""
@@ -49,7 +54,7 @@ class Weights:
             if (known := self._known.get(stamp)) is not None:
                 self._known.move_to_end(stamp)
                 return known
-        config = Config(None, None) if tokenizer_only else _inspect(path)
+        config = Config(None, None) if tokenizer_only else inspect(path)
         known = Known(tree_hash(path), *config)
         if not tokenizer_only:
             with self._lock:
@@ -93,7 +98,8 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _inspect(path: Path) -> Config:
+def inspect(path: Path) -> Config:
+    """What a model's own files tell of it, without a look at its weights. Raises NotAModel, OSError."""
     if path.is_file():
         return Config(_gguf_positions(path), "write")
     if (path / "config.json").is_file():

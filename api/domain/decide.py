@@ -6,9 +6,10 @@ Every action may be done twice, and is done again after a restart: nothing is re
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from api.domain.job import FINAL, Attempt, Desired, Job, Phase, Reason
+from api.domain.job import FINAL, Attempt, Desired, Fault, Job, Phase, Reason
 from api.domain.observation import Observation
 from api.domain.outcome import Backoff, Outcome, running_time, settle
+from api.domain.pipeline import broken, ready, waits_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,12 @@ class Move:
     reason: Reason | None = None
     message: str = ""
     fresh: bool = False
+    fault: Fault | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """Fill in the inputs that other steps of the pipeline have handed over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +93,7 @@ class Purge:
     """Remove a deleted job: its checkpoints, logs and row. Models stay."""
 
 
-Action = Begin | Ensure | Stop | Move | Collect | Settle | CleanUp | Prune | Purge
+Action = Begin | Resolve | Ensure | Stop | Move | Collect | Settle | CleanUp | Prune | Purge
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +133,7 @@ def decide(
                 return _starting(job, job.attempt, seen, now, up_since)
             return _running(job, job.attempt, seen, now, up_since=up_since, rules=rules)
         case Phase.FAILED if job.retry_requested and not job.deleted:
-            return _tidy(job) or [Move(Phase.QUEUED, message="its owner asked to try again", fresh=True)]
+            return _tidy(job) or [_queue(job, "its owner asked to try again", fresh=True)]
     if job.phase in FINAL and job.deleted:
         return _tidy(job) or [Purge()]
     if job.phase in FINAL:
@@ -147,6 +154,10 @@ def _queued(job: Job, now: datetime, place: bool) -> list[Action]:
         return [*_tidy(job), Move(Phase.PAUSED, Reason.PAUSED_BY_USER, "paused by its owner")]
     if tidy := _tidy(job):
         return tidy
+    if job.needs:
+        if (never := broken(job.needs)) is not None:
+            return [Move(Phase.FAILED, Reason.DEPENDENCY_FAILED, never.message, fault=never.fault)]
+        return [Resolve()] if ready(job.needs) else []
     if place and (job.not_before is None or job.not_before <= now):
         return [Begin()]
     return _prune(job)
@@ -156,8 +167,15 @@ def _paused(job: Job) -> list[Action]:
     if job.desired is Desired.CANCEL:
         return [Move(Phase.CANCELLED, Reason.CANCELLED_BY_USER, "cancelled by its owner")]
     if job.desired is Desired.RUN:
-        return [Move(Phase.QUEUED, message="its owner wants it to go on")]
+        return [_queue(job, "its owner wants it to go on")]
     return _prune(job)
+
+
+def _queue(job: Job, message: str, *, fresh: bool = False) -> Move:
+    """Back to the queue, where a step whose inputs are not all there waits on."""
+    if job.needs:
+        return Move(Phase.QUEUED, Reason.AWAITING_STEP, waits_for(need.step for need in job.needs), fresh)
+    return Move(Phase.QUEUED, message=message, fresh=fresh)
 
 
 def _starting(job: Job, attempt: Attempt, seen: Observation, now: datetime, up_since: datetime) -> list[Action]:

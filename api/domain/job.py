@@ -58,6 +58,7 @@ class Reason(StrEnum):
     WORKER_ERROR = "WorkerError"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     DEPENDENCY_FAILED = "DependencyFailed"
+    AWAITING_STEP = "AwaitingStep"
     QUOTA_WAIT = "QuotaWait"
     AWAITING_ADMISSION = "AwaitingAdmission"
     BACK_OFF = "BackOff"
@@ -119,6 +120,23 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Need:
+    """An output of another step of its pipeline that a job takes, and how that step stands."""
+
+    path: str
+    """Where in the job's spec."""
+    step: str
+    output: str
+    job: str
+    """The other step's job."""
+    phase: Phase
+    retried: bool = False
+    """It failed, and will be queued again."""
+    reason: Reason | None = None
+    fault: Fault | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A job as the operator sees it: what it decides from."""
 
@@ -149,3 +167,5 @@ class Job:
     live_checkpoints: int = 0
     """Checkpoints of all attempts that were not pruned."""
     deleted: bool = False
+    needs: tuple[Need, ...] = ()
+    """What it waits for; empty once all of that is there, and its inputs are known."""

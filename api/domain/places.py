@@ -20,6 +20,7 @@ def _waits(job: Job, now: datetime) -> bool:
         job.phase is Phase.QUEUED
         and job.desired is Desired.RUN
         and not job.deleted
+        and not job.needs
         and (job.not_before is None or job.not_before <= now)
         # What is left of the attempt before it goes first.
         and (job.attempt is None or job.attempt.cleaned)

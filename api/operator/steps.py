@@ -18,17 +18,19 @@ from api.domain.decide import (
     Move,
     Prune,
     Purge,
+    Resolve,
     Rules,
     Settle,
     Stop,
     decide,
     watched,
 )
-from api.domain.job import Attempt, Job, Reason
+from api.domain.job import Attempt, Job, Phase, Reason
 from api.domain.observation import Observation
 from api.folder import Store
 from api.operator.cluster import CannotStart, Cluster, ClusterError
 from api.operator.collect import collect, remove_folder, remove_job, remove_unfinished, spool_folder
+from api.operator.handed import Unfit, handed_over
 from api.operator.leader import Leader
 from api.store import operations, operations_checkpoints, operations_load
 from api.store.database import Database, utcnow
@@ -145,23 +147,14 @@ class Steps:
         match action:
             case Begin():
                 pass  # only `begin` does this, in turn, so that places are given once
+            case Resolve():
+                await self._resolve(job)
             case Ensure():
                 await self._ensure(job, _attempt(job))
             case Stop():
                 await self._stop(job, _attempt(job), action)
-            case Move(phase, reason, message, fresh):
-                await self._database.put(
-                    partial(
-                        operations.move,
-                        lease=self._lease,
-                        job=job,
-                        phase=phase,
-                        now=utcnow(),
-                        reason=reason,
-                        message=message,
-                        fresh=fresh,
-                    )
-                )
+            case Move():
+                await self._move(job, action)
             case Collect() if seen is not None:
                 return await collect(
                     job, seen, database=self._database, lease=self._lease, cluster=self._cluster, store=self._store
@@ -176,6 +169,30 @@ class Steps:
             case Purge():
                 await self._purge(job)
         return None
+
+    async def _move(self, job: Job, move: Move) -> None:
+        await self._database.put(
+            partial(
+                operations.move,
+                lease=self._lease,
+                job=job,
+                phase=move.phase,
+                now=utcnow(),
+                reason=move.reason,
+                message=move.message,
+                fresh=move.fresh,
+                fault=move.fault,
+            )
+        )
+
+    async def _resolve(self, job: Job) -> None:
+        try:
+            inputs = await handed_over(job, self._database, self._store)
+        except Unfit as error:
+            await self._move(job, Move(Phase.FAILED, error.reason, error.message, fault=error.fault))
+            return
+        async with self._database.transaction() as session:
+            await operations.resolve(session, self._lease, job, inputs)
 
     async def _ensure(self, job: Job, attempt: Attempt) -> None:
         async with self._database.reading() as session:

@@ -1,5 +1,6 @@
 """What an owner wants of a job: pause, resume, cancel, retry, clone."""
 
+import copy
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -66,10 +67,23 @@ async def clone(
     with refusing():
         async with control.database.reading() as session:
             row = await jobs.get(session, job)
-    spec = {**row.spec, "name": row.name, "metadata": row.metadata_}
+    spec = {**_standing_alone(row), "name": row.name, "metadata": row.metadata_}
     spec["queue"] = {**spec.get("queue", {}), "priority": row.priority}
     key = jobs.Key(idempotency_key, idempotency.fingerprint(f"clone {job}", raw)) if idempotency_key else None
     return await make(control, response, merge(spec, patch), key, cloned_from=job)
+
+
+def _standing_alone(row: JobRow) -> dict[str, Any]:
+    """The spec of a pipeline's step with the models that it was given, as far as they are there, in place of steps."""
+    spec = copy.deepcopy(row.spec)
+    for need in row.needs:
+        if (given := row.inputs.get(need["path"])) is not None:
+            *way, last = need["path"].split(".")
+            at: Any = spec
+            for part in way:
+                at = at[int(part)] if isinstance(at, list) else at[part]
+            at[last] = given["reference"]
+    return spec
 
 
 def merge(document: Any, patch: Any) -> Any:

@@ -110,10 +110,11 @@ async def listed(
         list[Annotated[str, Field(max_length=32, pattern=TEXT)]] | None, Query(description="any of these")
     ] = None,
     name: Annotated[str | None, Query(max_length=63, pattern=TEXT)] = None,
+    pipeline: Annotated[str | None, Query(max_length=64, pattern=TEXT, description="only its steps")] = None,
     order: Order = "-created_at",
 ) -> Page[JobView]:
     """A page of jobs, the newest first. `metadata.KEY=VALUE` asks for those with this entry."""
-    filters = jobs.Filters(phase or (), stage or (), name, _metadata_filters(request))
+    filters = jobs.Filters(phase or (), stage or (), name, _metadata_filters(request), pipeline)
     with refusing():
         async with control.database.reading() as session:
             rows, following = await jobs.listed(session, filters, Slice(limit, after, order))

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import Header, Path, Query
 
 from api.errors import Refusal, invalid, not_found
-from api.store import files, models
+from api.store import files, models, pipelines
 from api.store.idempotency import KeyReused
 from api.store.jobs import Conflict, InputGone, NoSuchJob, Stale
 from api.store.pages import BadCursor
@@ -56,6 +56,8 @@ def refusing() -> Iterator[None]:
         yield
     except NoSuchJob as error:
         raise not_found("job", str(error)) from None
+    except pipelines.NoSuchPipeline as error:
+        raise not_found("pipeline", str(error)) from None
     except files.NoSuchFile as error:
         raise not_found("file", str(error)) from None
     except models.NoSuchModel as error:

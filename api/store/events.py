@@ -45,10 +45,17 @@ async def add(
 
 
 def append(
-    connection: Connection, job_id: str, number: int, type: str, message: str, attempt: int | None, at: datetime
+    connection: Connection,
+    job_id: str,
+    number: int,
+    type: str,
+    message: str,
+    attempt: int | None,
+    at: datetime,
+    level: Level = "info",
 ) -> None:
     """An event of the operator with its `number`, which the caller sets as the job's `event_count`, under its lock."""
-    row = {"job_id": job_id, "number": number, "at": at, "type": type, "level": "info", "source": "operator"}
+    row = {"job_id": job_id, "number": number, "at": at, "type": type, "level": level, "source": "operator"}
     connection.execute(insert(EventRow), [{**row, "message": message, "attempt": attempt, "step": None}])
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import RowMapping, Select, func, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.domain.job import FINAL, Desired, Phase
+from api.domain.job import FINAL, Desired, Phase, Reason
 from api.store import events, idempotency
 from api.store.database import DEFAULT_PROJECT, utcnow
 from api.store.ids import new_id
@@ -47,6 +47,18 @@ class Filters:
     stages: Sequence[str] = ()
     name: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
+    pipeline: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A job's place in a pipeline: its step, and what that takes of others, each {path, step, output, job}."""
+
+    pipeline: str
+    step: str
+    needs: Sequence[dict[str, str]]
+    message: str
+    """What it waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +76,10 @@ async def create(
     *,
     key: Key | None = None,
     cloned_from: str | None = None,
+    place: Place | None = None,
 ) -> tuple[JobRow, bool]:
-    """A new job, or the one that `key` has made before; and whether it is new. Raises KeyReused, InputGone."""
+    """A new job, or the one that `key` has made before; and whether it is new. With a `place` that has needs it waits
+    for them. Raises KeyReused, InputGone."""
     id = new_id("job")
     if key is not None:
         owner = await idempotency.claim(session, key.value, key.request_sha256, id)
@@ -73,6 +87,7 @@ async def create(
             return await get(session, owner), False
     await _hold_inputs(session, inputs)
     now = utcnow()
+    needs = list(place.needs) if place is not None else []
     document = spec.model_dump(mode="json")
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     row = JobRow(
@@ -86,16 +101,20 @@ async def create(
         metadata_=dict(spec.metadata),
         priority=spec.queue.priority,
         cloned_from=cloned_from,
+        pipeline_id=place.pipeline if place is not None else None,
+        step=place.step if place is not None else None,
+        needs=needs,
         created_at=now,
         desired=Desired.RUN.value,
         retry_requested=False,
         deleted_at=None,
         generation=1,
+        waiting=bool(needs),
         phase=Phase.QUEUED.value,
         phase_since=now,
-        reason=None,
+        reason=Reason.AWAITING_STEP.value if needs else None,
         fault=None,
-        message="",
+        message=place.message if place is not None else "",
         attempt=0,
         not_before=None,
         started_at=None,
@@ -107,6 +126,7 @@ async def create(
     session.add(row)
     await session.flush()
     origin = f", a clone of {cloned_from}" if cloned_from else ""
+    origin += f", step {place.step} of {place.pipeline}" if place is not None else ""
     await events.add(session, row, "Created", f"{spec.stage.type} job {row.name}{origin}", source="api", at=now)
     return row, True
 
@@ -150,6 +170,8 @@ async def listed(session: AsyncSession, filters: Filters, part: Slice) -> tuple[
         query = query.where(JobRow.stage.in_(filters.stages))
     if filters.name is not None:
         query = query.where(JobRow.name == filters.name)
+    if filters.pipeline is not None:
+        query = query.where(JobRow.pipeline_id == filters.pipeline)
     for entry, value in filters.metadata.items():
         query = query.where(JobRow.metadata_[entry].as_string() == value)
     return await page(session, query, JobRow.created_at, JobRow.id, part)
@@ -233,6 +255,8 @@ async def delete(session: AsyncSession, id: str, generation: int | None = None) 
     """Marks a final job; the operator removes what belongs to it. Raises NoSuchJob, Conflict, Stale."""
     row = await get(session, id, lock=True)
     _check(row, generation)
+    if row.pipeline_id is not None:
+        raise Conflict(f"the job is the step `{row.step}` of {row.pipeline_id}; delete the whole pipeline")
     if Phase(row.phase) not in FINAL or row.retry_requested:
         raise Conflict(f"the job is {row.phase}; `cancel` it first, and delete it when it has ended")
     row.deleted_at = utcnow()
@@ -254,13 +278,16 @@ async def by_phase(session: AsyncSession) -> dict[str, int]:
     return found
 
 
-async def unfinished_users(session: AsyncSession, reference: str) -> list[str]:
-    """The ids of the jobs, not final, one of whose inputs was resolved to `reference`."""
-    query = select(JobRow.id, JobRow.inputs).where(JobRow.phase.not_in([phase.value for phase in FINAL]))
+async def unfinished_users(session: AsyncSession, reference: str, handed_over_by: str | None = None) -> list[str]:
+    """The ids of the jobs, not final, one of whose inputs was resolved to `reference`, or that wait for what the job
+    `handed_over_by` hands over."""
+    unfinished = JobRow.phase.not_in([phase.value for phase in FINAL])
+    query = select(JobRow.id, JobRow.inputs, JobRow.needs, JobRow.waiting).where(unfinished)
     return [
-        id
-        for id, inputs in await session.execute(query)
-        if any(given["reference"] == reference for given in inputs.values())
+        row.id
+        for row in await session.execute(query)
+        if any(given["reference"] == reference for given in row.inputs.values())
+        or (row.waiting and any(need["job"] == handed_over_by for need in row.needs))
     ]
 
 
@@ -271,13 +298,13 @@ async def _hold_inputs(session: AsyncSession, inputs: dict[str, Input]) -> None:
         if given.kind == "file":
             held = await session.scalar(select(FileRow.id).where(FileRow.id == name).with_for_update(read=True))
         elif given.kind == "model":
+            query = select(ModelRow.id).where(ModelRow.project_id == DEFAULT_PROJECT)
             name, _, version = name.partition("@")
-            query = select(ModelRow.id).where(
-                ModelRow.project_id == DEFAULT_PROJECT,
-                ModelRow.name == name,
-                ModelRow.version == int(version),
-                ModelRow.kind == "model",
-            )
+            if version:
+                named = (ModelRow.name == name, ModelRow.version == int(version), ModelRow.kind == "model")
+                query = query.where(*named)
+            else:
+                query = query.where(ModelRow.id == name)
             held = await session.scalar(query.with_for_update(read=True))
         else:
             continue

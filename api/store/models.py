@@ -10,6 +10,7 @@ from api.store import jobs
 from api.store.database import DEFAULT_PROJECT
 from api.store.pages import Slice, page
 from api.store.tables import ModelRow
+from worker.contract.order import Input
 
 _NAMED = re.compile(r"([a-z0-9][a-z0-9._-]{0,62})(?:@([1-9][0-9]{0,8}))?")
 
@@ -38,6 +39,21 @@ async def get(session: AsyncSession, wanted: str, *, lock: bool = False) -> Mode
     return row
 
 
+def reference_of(row: ModelRow) -> str:
+    """What a spec calls exactly this model; the newest version of its name may be another tomorrow."""
+    return f"models/{row.name}@{row.version}" if row.kind == "model" else f"models/{row.id}"
+
+
+def as_input(row: ModelRow) -> Input:
+    """The model as what a job's reference leads to."""
+    return Input(reference=reference_of(row), kind="model", location=row.path, sha256=row.sha256)
+
+
+async def handed_over(session: AsyncSession, job: str, kind: str) -> ModelRow | None:
+    """What a job has handed over under this kind of output; None: nothing, or it was deleted."""
+    return await session.scalar(select(ModelRow).where(ModelRow.job_id == job, ModelRow.kind == kind))
+
+
 async def listed(
     session: AsyncSession, name: str | None, kind: str | None, job: str | None, part: Slice
 ) -> tuple[Sequence[ModelRow], str | None]:
@@ -55,8 +71,7 @@ async def listed(
 async def delete(session: AsyncSession, wanted: str) -> ModelRow:
     """Removes the row; the caller removes the folder after the commit. Raises NoSuchModel, Conflict."""
     row = await get(session, wanted, lock=True)
-    reference = f"models/{row.name}@{row.version}"
-    if row.kind == "model" and (users := await jobs.unfinished_users(session, reference)):
+    if users := await jobs.unfinished_users(session, reference_of(row), handed_over_by=row.job_id):
         raise jobs.Conflict(f"the model is used by {', '.join(users[:5])}; delete it when they have ended")
     await session.delete(row)
     return row

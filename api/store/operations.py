@@ -2,7 +2,7 @@
 was made from: where the job has moved on since, nothing is written, and the operator looks again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -12,13 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from api.domain.decide import Note
-from api.domain.job import FINAL, Attempt, Desired, Job, Phase, Reason
+from api.domain.job import FINAL, Attempt, Desired, Fault, Job, Phase, Reason
 from api.domain.lifecycle import check
 from api.domain.outcome import Outcome
 from api.store import events
 from api.store.operations_leader import Lease, held, require
 from api.store.operations_models import register
 from api.store.tables import AttemptRow, JobRow
+from worker.contract.order import Input
 from worker.contract.protocol import Level
 
 # What a person reads of each phase; the message is the decision's own.
@@ -88,6 +89,7 @@ def move(
     reason: Reason | None = None,
     message: str = "",
     fresh: bool = False,
+    fault: Fault | None = None,
 ) -> None:
     """Changes a job's phase; `fresh` starts all counts again, as `retry` asks. Raises IllegalMove, NotLeader, Stale."""
     # Columns, and for `Database.put`: where many jobs start at once, this takes its turn among their reports.
@@ -100,7 +102,7 @@ def move(
         raise Stale(f"{job.id} is gone")
     _check_same(job, row)
     number = row.event_count + 1
-    values: dict[str, Any] = {"reason": reason, "fault": None, "message": message, "event_count": number}
+    values: dict[str, Any] = {"reason": reason, "fault": fault, "message": message, "event_count": number}
     if fresh:
         values |= {"retry_requested": False, "fruitless": 0, "worker_errors": 0, "ran_for": 0.0, "not_before": None}
     if phase in FINAL:
@@ -110,7 +112,18 @@ def move(
     if connection.execute(_moved(job, phase, now, values)).first() is None:
         raise _stale(job)
     attempt = job.attempt.number if job.attempt is not None else None
-    events.append(connection, job.id, number, _EVENTS[phase], message, attempt, now)
+    level: Level = "error" if phase is Phase.FAILED else "info"
+    events.append(connection, job.id, number, _EVENTS[phase], message, attempt, now, level)
+
+
+async def resolve(session: AsyncSession, lease: Lease, job: Job, inputs: Mapping[str, Input]) -> None:
+    """Records what a job waited for; from now on it waits for a place alone. Raises NotLeader, Stale."""
+    row = await _locked(session, lease, job)
+    row.inputs = {**row.inputs, **{path: given.model_dump() for path, given in inputs.items()}}
+    row.waiting = False
+    row.reason, row.fault, row.message = None, None, ""
+    told = "; ".join(f"{path}: {given.reference}" for path, given in inputs.items())
+    await events.add(session, row, "InputsReady", told)
 
 
 async def stop_attempt(

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Bundle, Session
 
-from api.domain.job import ACTIVE, FINAL, Attempt, Desired, Job, Phase, Reason
+from api.domain.job import ACTIVE, FINAL, Attempt, Desired, Fault, Job, Need, Phase, Reason
 from api.store.tables import AttemptRow, CheckpointRow, JobRow
 from worker.contract.order import Input
 from worker.contract.protocol import Termination
@@ -36,6 +36,8 @@ _JOB: Bundle[Any] = Bundle(
     JobRow.not_before,
     JobRow.retry_requested,
     JobRow.deleted_at,
+    JobRow.waiting,
+    JobRow.needs,
 )
 _ATTEMPT: Bundle[Any] = Bundle(
     "attempt",
@@ -104,7 +106,8 @@ def _load(connection: Connection, wanted: Any) -> list[Job]:
     with Session(connection) as session:
         rows = session.execute(select(_JOB, _ATTEMPT).outerjoin(AttemptRow, current).where(wanted)).all()
     saved = _checkpoints(connection, select(JobRow.id).outerjoin(AttemptRow, current).where(wanted))
-    return [_job(job, attempt, *saved.get(job.id, (None, 0, None))) for job, attempt in rows]
+    needs = _needs(connection, [job for job, _ in rows if job.waiting])
+    return [_job(job, attempt, needs.get(job.id, ()), *saved.get(job.id, (None, 0, None))) for job, attempt in rows]
 
 
 def _checkpoints(connection: Connection, ids: Select[str]) -> dict[str, tuple[int | None, int, int | None]]:
@@ -117,7 +120,29 @@ def _checkpoints(connection: Connection, ids: Select[str]) -> dict[str, tuple[in
     return {job: (newest, count, by) for job, newest, count, by in connection.execute(query)}
 
 
-def _job(row: Any, attempt: Any, newest: int | None, live: int, saved_by: int | None) -> Job:
+def _needs(connection: Connection, waiting: list[Any]) -> dict[str, tuple[Need, ...]]:
+    """By job: what it waits for, and how the steps stand that are to hand it over."""
+    if not waiting:
+        return {}
+    wanted = {need["job"] for row in waiting for need in row.needs}
+    query = select(JobRow.id, JobRow.phase, JobRow.retry_requested, JobRow.reason, JobRow.fault)
+    steps = {step.id: step for step in connection.execute(query.where(JobRow.id.in_(wanted)))}
+    return {row.id: tuple(_need(need, steps.get(need["job"])) for need in row.needs) for row in waiting}
+
+
+def _need(need: dict[str, Any], step: Any) -> Need:
+    if step is None:  # never, as long as nobody writes to the database by hand
+        return Need(**need, phase=Phase.CANCELLED)
+    return Need(
+        **need,
+        phase=Phase(step.phase),
+        retried=step.retry_requested,
+        reason=Reason(step.reason) if step.reason else None,
+        fault=Fault(step.fault) if step.fault else None,
+    )
+
+
+def _job(row: Any, attempt: Any, needs: tuple[Need, ...], newest: int | None, live: int, saved_by: int | None) -> Job:
     return Job(
         id=row.id,
         project_id=row.project_id,
@@ -139,6 +164,7 @@ def _job(row: Any, attempt: Any, newest: int | None, live: int, saved_by: int | 
         saved=saved_by is not None and saved_by == attempt.number,
         live_checkpoints=live,
         deleted=row.deleted_at is not None,
+        needs=needs,
     )
 
 

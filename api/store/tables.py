@@ -52,9 +52,22 @@ class Project(Base):
     created_at: Mapped[datetime]
 
 
+class PipelineRow(Base):
+    """Jobs that were made together. How it stands follows from its jobs."""
+
+    __tablename__ = "pipelines"
+    __table_args__ = (Index("ix_pipelines_page", "project_id", "created_at", "id"),)
+    id: Mapped[str] = mapped_column(String(20), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str] = mapped_column(String(63))
+    metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
+    created_at: Mapped[datetime]
+
+
 class JobRow(Base):
     __tablename__ = "jobs"
     __table_args__ = (
+        Index("ix_jobs_pipeline", "pipeline_id"),
         Index("ix_jobs_page", "project_id", "created_at", "id"),
         Index("ix_jobs_phase", "phase", "priority", "created_at"),
         Index("ix_jobs_name", "project_id", "name"),
@@ -69,6 +82,10 @@ class JobRow(Base):
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
     priority: Mapped[int]
     cloned_from: Mapped[str | None] = mapped_column(String(20))
+    # A step of a pipeline: what it takes of others, each {path, step, output, job}.
+    pipeline_id: Mapped[str | None] = mapped_column(ForeignKey("pipelines.id", ondelete="SET NULL"), default=None)
+    step: Mapped[str | None] = mapped_column(String(32), default=None)
+    needs: Mapped[list[Any]] = mapped_column(default=list)
     created_at: Mapped[datetime]
     # Written by the API: intent.
     desired: Mapped[str] = mapped_column(String(8), default="run")
@@ -76,6 +93,7 @@ class JobRow(Base):
     deleted_at: Mapped[datetime | None]
     generation: Mapped[int] = mapped_column(default=1)
     # Written by the operator.
+    waiting: Mapped[bool] = mapped_column(default=False)  # for what it needs; its inputs are not all known before
     phase: Mapped[str] = mapped_column(String(16), default="queued")
     phase_since: Mapped[datetime]
     reason: Mapped[str | None] = mapped_column(String(32))

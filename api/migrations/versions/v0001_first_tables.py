@@ -67,6 +67,17 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("project_id", "key"),
     )
     op.create_table(
+        "pipelines",
+        sa.Column("id", sa.String(length=20), nullable=False),
+        sa.Column("project_id", sa.String(length=32), nullable=False),
+        sa.Column("name", sa.String(length=63), nullable=False),
+        sa.Column("metadata", JSON, nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"]),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("ix_pipelines_page", "pipelines", ["project_id", "created_at", "id"], unique=False)
+    op.create_table(
         "jobs",
         sa.Column("id", sa.String(length=20), nullable=False),
         sa.Column("project_id", sa.String(length=32), nullable=False),
@@ -78,11 +89,15 @@ def upgrade() -> None:
         sa.Column("metadata", JSON, nullable=False),
         sa.Column("priority", sa.Integer(), nullable=False),
         sa.Column("cloned_from", sa.String(length=20), nullable=True),
+        sa.Column("pipeline_id", sa.String(length=20), nullable=True),
+        sa.Column("step", sa.String(length=32), nullable=True),
+        sa.Column("needs", JSON, nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("desired", sa.String(length=8), nullable=False),
         sa.Column("retry_requested", sa.Boolean(), nullable=False),
         sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("generation", sa.Integer(), nullable=False),
+        sa.Column("waiting", sa.Boolean(), nullable=False),
         sa.Column("phase", sa.String(length=16), nullable=False),
         sa.Column("phase_since", sa.DateTime(timezone=True), nullable=False),
         sa.Column("reason", sa.String(length=32), nullable=True),
@@ -98,11 +113,13 @@ def upgrade() -> None:
         sa.Column("progress", JSON, nullable=True),
         sa.Column("activity", sa.String(length=16), nullable=True),
         sa.Column("event_count", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(["pipeline_id"], ["pipelines.id"], ondelete="SET NULL"),
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"]),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("ix_jobs_name", "jobs", ["project_id", "name"], unique=False)
     op.create_index("ix_jobs_page", "jobs", ["project_id", "created_at", "id"], unique=False)
+    op.create_index("ix_jobs_pipeline", "jobs", ["pipeline_id"], unique=False)
     op.create_index("ix_jobs_phase", "jobs", ["phase", "priority", "created_at"], unique=False)
     op.create_table(
         "model_names",

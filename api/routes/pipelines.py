@@ -1,0 +1,160 @@
+"""Pipelines: create, list, read, change what is wanted of them, delete."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from api import bodies, openapi
+from api.control import Control, ControlPlane
+from api.domain.job import Desired
+from api.errors import documented, invalid
+from api.routes.parameters import TEXT, After, IdempotencyKey, refusing
+from api.store import idempotency, jobs, pipelines
+from api.store.pages import Slice
+from api.views import Page, PipelineDryRun, PipelineView
+from worker.contract.check import InvalidSpec
+from worker.contract.order import Input
+from worker.contract.pipeline import PipelineSpec, parse_pipeline
+from worker.contract.problem import Problem
+
+router = APIRouter(prefix="/v1/pipelines", tags=["pipelines"])
+PipelineId = Annotated[str, Path(max_length=64, pattern=TEXT, examples=["pipe-k3v7qd2mzxna"])]
+_ANSWERS = documented(404, 409, 422)
+
+
+@router.post(
+    "",
+    status_code=201,
+    openapi_extra=openapi.body(PipelineSpec),
+    responses={
+        200: {"model": PipelineView | PipelineDryRun, "description": "A dry run, or what the Idempotency-Key has made"},
+        **documented(400, 413, 415, 422),
+    },
+)
+async def create(
+    request: Request,
+    response: Response,
+    control: Control,
+    dry_run: Annotated[bool, Query(description="check everything, store nothing")] = False,
+    idempotency_key: IdempotencyKey = None,
+) -> PipelineView | PipelineDryRun:
+    """Makes the jobs of all steps at once, if nothing is wrong with any; each waits for what it needs of others."""
+    raw, document = await bodies.read_json(request, control.settings.max_body)
+    if dry_run:
+        spec, inputs = await _checked(control, document)
+        response.status_code = 200
+        steps = {name: step.model_dump(mode="json") for name, step in spec.steps.items()}
+        return PipelineDryRun(name=spec.title, order=spec.in_order(), steps=steps, inputs=inputs)
+    key = jobs.Key(idempotency_key, idempotency.fingerprint("pipelines", raw)) if idempotency_key else None
+    with refusing():
+        if key is not None:
+            async with control.database.reading() as session:
+                before = await idempotency.find(session, key.value, key.request_sha256)
+                if before is not None:
+                    response.status_code = 200
+                    return await _shown(control, await pipelines.get(session, before))
+        spec, inputs = await _checked(control, document)
+        async with control.database.transaction() as session:
+            whole, new = await pipelines.create(session, spec, inputs, key=key)
+    response.status_code = 201 if new else 200
+    response.headers["Location"] = f"/v1/pipelines/{whole.row.id}"
+    return await _woken(control, whole) if new else await _shown(control, whole)
+
+
+@router.get("", responses=documented(422))
+async def listed(
+    control: Control,
+    limit: Annotated[int, Query(ge=1, le=100, description="entries a page")] = 20,
+    after: After = None,
+    name: Annotated[str | None, Query(max_length=63, pattern=TEXT)] = None,
+) -> Page[PipelineView]:
+    """A page of pipelines, the newest first."""
+    with refusing():
+        async with control.database.reading() as session:
+            found, following = await pipelines.listed(session, name, Slice(limit, after))
+            models = await jobs.outputs(session, [step for whole in found for step in whole.steps])
+    return Page[PipelineView](data=[PipelineView.of(w.row, w.steps, models) for w in found], next=following)
+
+
+@router.get("/{pipeline}", responses=documented(404, 422))
+async def read(pipeline: PipelineId, control: Control) -> PipelineView:
+    """One pipeline with its steps, each after all that it needs."""
+    with refusing():
+        async with control.database.reading() as session:
+            whole = await pipelines.get(session, pipeline)
+    return await _shown(control, whole)
+
+
+@router.post("/{pipeline}/pause", responses=_ANSWERS)
+async def pause(pipeline: PipelineId, control: Control) -> PipelineView:
+    """Pauses all steps that are not over."""
+    return await _want(control, pipeline, Desired.PAUSE)
+
+
+@router.post("/{pipeline}/resume", responses=_ANSWERS)
+async def resume(pipeline: PipelineId, control: Control) -> PipelineView:
+    """Goes on with all steps that are paused."""
+    return await _want(control, pipeline, Desired.RUN)
+
+
+@router.post("/{pipeline}/cancel", responses=_ANSWERS)
+async def cancel(pipeline: PipelineId, control: Control) -> PipelineView:
+    """Cancels all steps that are not over, for ever; what has succeeded stays."""
+    return await _want(control, pipeline, Desired.CANCEL)
+
+
+@router.post("/{pipeline}/retry", responses=_ANSWERS)
+async def retry(pipeline: PipelineId, control: Control) -> PipelineView:
+    """Sends the steps that failed, and those that failed with them, back to the queue: each goes on from its newest
+    checkpoint. What has succeeded is not done again."""
+    with refusing():
+        async with control.database.transaction() as session:
+            whole = await pipelines.retry(session, pipeline)
+    return await _woken(control, whole)
+
+
+@router.delete("/{pipeline}", status_code=204, responses=_ANSWERS)
+async def delete(pipeline: PipelineId, control: Control) -> None:
+    """Deletes a pipeline whose steps are all over, with their jobs; models stay, with their lineage."""
+    with refusing():
+        async with control.database.transaction() as session:
+            gone = await pipelines.delete(session, pipeline)
+    for job in gone:
+        await control.wakeups.wake(job)
+
+
+async def _checked(control: ControlPlane, document: Any) -> tuple[PipelineSpec, dict[str, dict[str, Input]]]:
+    """The spec, and by step what its references lead to; of all that is wrong in any step each with its path."""
+    try:
+        spec = parse_pipeline(document)
+    except InvalidSpec as error:
+        raise invalid(error.problems) from None
+    inputs: dict[str, dict[str, Input]] = {}
+    problems: list[Problem] = []
+    for name, step in spec.steps.items():
+        try:
+            inputs[name] = await control.resolver.resolve(step)
+        except InvalidSpec as error:
+            problems += [Problem(f"steps.{name}.{p.path}", p.message) for p in error.problems]
+    if problems:
+        raise invalid(problems)
+    return spec, inputs
+
+
+async def _want(control: ControlPlane, id: str, desired: Desired) -> PipelineView:
+    with refusing():
+        async with control.database.transaction() as session:
+            whole = await pipelines.want(session, id, desired)
+    return await _woken(control, whole)
+
+
+async def _woken(control: ControlPlane, whole: pipelines.Whole) -> PipelineView:
+    for step in whole.steps:
+        await control.wakeups.wake(step.id)
+    return await _shown(control, whole)
+
+
+async def _shown(control: ControlPlane, whole: pipelines.Whole) -> PipelineView:
+    async with control.database.reading() as session:
+        models = await jobs.outputs(session, whole.steps)
+    return PipelineView.of(whole.row, whole.steps, models)
