@@ -47,7 +47,7 @@ class Normalised:
     accuracy: float
     """Share of the same rows' pairs that the head as saved ranks right."""
     largest_deviation: float
-    """Of v . h from 1, over all answers: by this share of the constant an answer's score is off."""
+    """Of v . h from 1, over all answers, each by a v found without it: by this share of the constant a score is off."""
 
     def config(self) -> dict[str, Any]:
         """For `reward_normalised` in config.json."""
@@ -82,7 +82,7 @@ def normalised(head: Tensor, every: Sequence[Seen], of: str) -> tuple[Tensor, No
     hidden = np.concatenate([one.hidden for one in every]).astype(np.float64)  # [answers, size]
     before = np.concatenate([one.scores for one in every]).astype(np.float64)  # [answers]
     best = _joined([one.batch.best.numpy() for one in every], [one.batch.answers for one in every])
-    constant = _constant(hidden)
+    constant, leverage = _constant(hidden)
     reach = hidden @ constant  # [answers]: 1, if all is well
     if not abs(reach[best].mean()) > 0.1:
         raise ValueError("the hidden states at the ends of answers have no direction in common")
@@ -96,18 +96,19 @@ def normalised(head: Tensor, every: Sequence[Seen], of: str) -> tuple[Tensor, No
         answers=len(best),
         accuracy_before=_accuracy(every, before),
         accuracy=_accuracy(every, after),
-        largest_deviation=float(np.abs(reach / reach[best].mean() - 1).max()),
+        largest_deviation=float(np.abs((1 - reach) / (1 - leverage)).max()),
     )
 
 
-def _constant(hidden: NDArray[np.float64]) -> NDArray[np.float64]:
-    """v of [size] such that hidden @ v is near 1."""
+def _constant(hidden: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """v of [size] such that hidden @ v is near 1; and each answer's leverage, below 1: its part in its own fit."""
     answers, size = hidden.shape
     ridge = RIDGE * np.square(hidden).mean() * answers
     if answers < size:  # the same solution, by the smaller system
-        return hidden.T @ np.linalg.solve(hidden @ hidden.T + ridge * np.eye(answers), np.ones(answers))
-    solved = np.linalg.solve(hidden.T @ hidden + ridge * np.eye(size), hidden.sum(axis=0))
-    return np.asarray(solved, dtype=np.float64)
+        inverse = np.linalg.inv(hidden @ hidden.T + ridge * np.eye(answers))
+        return hidden.T @ inverse.sum(axis=1), 1 - ridge * np.diag(inverse)
+    inverse = np.linalg.inv(hidden.T @ hidden + ridge * np.eye(size))
+    return inverse @ hidden.sum(axis=0), np.einsum("as,st,at->a", hidden, inverse, hidden, optimize=True)
 
 
 def _joined(parts: Sequence[NDArray[np.int64]], counts: Sequence[int]) -> NDArray[np.int64]:
