@@ -70,13 +70,7 @@ def load_samples(source: Input, stage: SftStage | PretrainStage, tokenizer: PreT
 
     The file must still have the hash that it had when the job was accepted.
     """
-    path = local_path(source.location)
-    try:
-        found = ahead.tree_hash(path)
-    except OSError as error:
-        raise BadData(f"{source.reference}: cannot be read: {error.strerror or error}") from None
-    if found != source.sha256:
-        raise BadData(f"{source.reference}: is not the file that it was when the job was accepted; submit the job anew")
+    path = unchanged(source)
     try:
         samples = encode(read_rows(path, stage.type), tokenizer, stage, stage.max_length, stage.data.truncate)
     except BadData as error:
@@ -84,6 +78,18 @@ def load_samples(source: Input, stage: SftStage | PretrainStage, tokenizer: PreT
     if not samples:
         raise BadData(f"{source.reference}: the file has no rows")
     return samples
+
+
+def unchanged(source: Input) -> Path:
+    """Where an input's file lies. Raises BadData unless it has the hash that it had when the job was accepted."""
+    path = local_path(source.location)
+    try:
+        found = ahead.tree_hash(path)
+    except OSError as error:
+        raise BadData(f"{source.reference}: cannot be read: {error.strerror or error}") from None
+    if found != source.sha256:
+        raise BadData(f"{source.reference}: is not the file that it was when the job was accepted; submit the job anew")
+    return path
 
 
 def read_rows(path: Path, stage: str) -> Iterator[tuple[int, Row]]:
@@ -118,7 +124,7 @@ def encode(
     """
     if isinstance(stage, PretrainStage):
         return list(_texts(rows, tokenizer))
-    return list(_dialogues(rows, tokenizer, max_length, truncate))
+    return list(dialogues(rows, tokenizer, max_length, truncate))
 
 
 def _batches(rows: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
@@ -137,9 +143,10 @@ def _texts(rows: Iterable[tuple[int, Row]], tokenizer: PreTrainedTokenizerBase) 
             yield sample([*ids, end], np.ones(len(ids) + 1, dtype=np.bool_))
 
 
-def _dialogues(
+def dialogues(
     rows: Iterable[tuple[int, Row]], tokenizer: PreTrainedTokenizerBase, max_length: int, truncate: bool
 ) -> Iterator[Sample]:
+    """The samples of dialogues, as `encode` makes them for sft."""
     for some in _batches(rows):
         lines = [line for line, _ in some]
         texts = [_rendered(tokenizer, line, row) for line, row in some if isinstance(row, Dialogue)]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
+from worker.contract.ppo import PpoStage
 from worker.contract.spec import JobSpec
 from worker.contract.stages import TrainStage
 from worker.engine import Engine
@@ -27,19 +28,22 @@ def explained(spec: JobSpec, doing: str) -> Iterator[None]:
 def advice(spec: JobSpec) -> str:
     """What to change in a spec so that it needs less memory, the most harmless first."""
     stage = spec.stage
-    assert isinstance(stage, TrainStage)
+    assert isinstance(stage, TrainStage | PpoStage)
     ways = []
     smaller = [n for n in range(1, spec.micro_batch) if spec.micro_batch % n == 0]
     if smaller:
         ways.append(f"stage.micro_batch: {smaller[-1]} (now {spec.micro_batch}; the same result)")
-    if not stage.gradient_checkpointing:
-        ways.append("stage.gradient_checkpointing: true (the same result, about a third slower)")
+    roles = (
+        {"stage.actor": stage.actor, "stage.critic": stage.critic} if isinstance(stage, PpoStage) else {"stage": stage}
+    )
+    for path, role in roles.items():
+        if not role.gradient_checkpointing:
+            ways.append(f"{path}.gradient_checkpointing: true (the same result, about a third slower)")
     if spec.deepspeed.zero < 3 and spec.ranks > 1:
         ways.append(f"deepspeed.zero: {spec.deepspeed.zero + 1} (now {spec.deepspeed.zero})")
     if spec.deepspeed.precision == "fp32":
         ways.append("deepspeed.precision: bf16 (now fp32)")
-    if stage.lora is None:
-        ways.append("stage.lora: {}")
+    ways += [f"{path}.lora: {{}}" for path, role in roles.items() if role.lora is None]
     ways.append(f"stage.max_length: {max(2, stage.max_length // 2)} (now {stage.max_length})")
     return "write one of " + ", ".join(ways)
 

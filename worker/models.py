@@ -282,9 +282,14 @@ def positions(config: PreTrainedConfig) -> int | None:
 
 def check_sizes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stage: TrainStage) -> None:
     """Raises BadSpec where sequences are longer than the model's positions, or tokens outside its vocabulary."""
-    limit = positions(model.config)
-    if limit is not None and stage.max_length > limit:
-        raise BadSpec(f"stage.max_length: the model has {limit} positions; write at most {limit}")
+    check_length(model, stage.max_length)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise BadSpec(f"stage.model: the tokenizer has {len(tokenizer)} tokens, the model only {rows}")
+
+
+def check_length(model: PreTrainedModel, max_length: int) -> None:
+    """Raises BadSpec where sequences of `max_length` tokens are longer than the model's positions."""
+    limit = positions(model.config)
+    if limit is not None and max_length > limit:
+        raise BadSpec(f"stage.max_length: the model has {limit} positions; write at most {limit}")

@@ -12,15 +12,24 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from worker import checkpoint
 from worker.context import Context
-from worker.contract.order import Order
 from worker.contract.protocol import Output
 from worker.dialogue import turn_end
 from worker.lineage import LINEAGE, lineage
 from worker.models import Loaded
 
 
-def save_outputs(context: Context, loaded: Loaded, state: dict[str, Tensor], step: int) -> list[Output]:
+def save_outputs(
+    context: Context,
+    loaded: Loaded,
+    state: dict[str, Tensor],
+    step: int,
+    *,
+    kind: str | None = None,
+    base: str = "stage.model",
+) -> list[Output]:
     """Seals `model`, and with LoRA `adapter`, in the attempt's outputs; only one rank calls it. Raises OSError.
+
+    With `kind` there is one output, of that name. `base` is where the spec names the model that adapters were added to.
 
     `state` is the whole model's weights by the names of `loaded.model.state_dict()`; tied weights are one tensor.
 
@@ -29,14 +38,14 @@ def save_outputs(context: Context, loaded: Loaded, state: dict[str, Tensor], ste
     away), and its logits are those of the base with its adapters to the rounding of a sum taken in another order.
     """
     outputs = []
-    final = context.outputs / "model"
+    final = context.outputs / (kind or "model")
     folder = checkpoint.temporary_for(final)
     write_model(loaded, state, folder)
-    outputs.append(_sealed(context, "model", folder, final, step))
-    if isinstance(loaded.model, PeftModel):
+    outputs.append(_sealed(context, kind or "model", folder, final, step))
+    if kind is None and isinstance(loaded.model, PeftModel):
         final = context.outputs / "adapter"
         folder = checkpoint.temporary_for(final)
-        _write_adapter(loaded.model, state, context.order, folder)
+        _write_adapter(loaded.model, state, context.order.inputs[base].reference, folder)
         loaded.tokenizer.save_pretrained(folder)
         outputs.append(_sealed(context, "adapter", folder, final, step))
     return outputs
@@ -97,13 +106,13 @@ def _merged(model: PeftModel, state: dict[str, Tensor]) -> PreTrainedModel:
     return merged
 
 
-def _write_adapter(model: PeftModel, state: dict[str, Tensor], order: Order, folder: Path) -> None:
+def _write_adapter(model: PeftModel, state: dict[str, Tensor], base: str, folder: Path) -> None:
     """peft's own form, for `PeftModel.from_pretrained`."""
     weights = get_peft_model_state_dict(model, state_dict=dict(state), save_embedding_layers=False)
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "adapter_model.safetensors")
     config = copy.copy(model.peft_config["default"])
     config.inference_mode = True
-    config.base_model_name_or_path = order.inputs["stage.model"].reference
+    config.base_model_name_or_path = base
     config.save_pretrained(str(folder))
 
 

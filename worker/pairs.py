@@ -19,13 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from worker import ahead
 from worker.contract.order import Input
 from worker.contract.rows import Pair, Ranked, Row, Turn
-from worker.data import read_rows
+from worker.data import read_rows, unchanged
 from worker.dialogue import TemplateChanges, answer_end, answered
 from worker.errors import BadData
-from worker.paths import local_path
 from worker.rl.prompts import as_messages, prompt_ids
 from worker.scores import token_rows
 
@@ -143,14 +141,9 @@ def load_comparisons(
 
     The file must still have the hash that it had when the job was accepted. `name` is the model's, for messages.
     """
-    path = local_path(source.location)
-    try:
-        found = ahead.tree_hash(path)
-    except OSError as error:
-        raise BadData(f"{source.reference}: cannot be read: {error.strerror or error}") from None
-    if found != source.sha256:
-        raise BadData(f"{source.reference}: is not the file that it was when the job was accepted; submit the job anew")
-    return read_comparisons(path, source.reference, tokenizer, max_length=max_length, truncate=truncate, name=name)
+    return read_comparisons(
+        unchanged(source), source.reference, tokenizer, max_length=max_length, truncate=truncate, name=name
+    )
 
 
 def read_comparisons(

@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator
 class Stopwatch:
     """Adds up seconds by name."""
 
-    def __init__(self, settle: Callable[[], None] = lambda: None):
-        """`settle` waits for the accelerator: without it, what it still computes would count for what comes next."""
+    def __init__(self, settle: Callable[[], None] = lambda: None, seconds: dict[str, float] | None = None):
+        """`settle` waits for the accelerator: without it, what it still computes would count for what comes next.
+
+        `seconds` are those that earlier watches have added up.
+        """
         self._settle = settle
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = {} if seconds is None else seconds
         self._began = time.perf_counter()
 
     @contextlib.contextmanager

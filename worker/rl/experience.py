@@ -38,7 +38,8 @@ class Judged:
     reference: Floats  # of the reference, nats
     values: Floats  # of the critic, before each token
     terms: dict[str, float]  # of the reward, before weights
-    score: float = 0.0  # the weighted sum
+    reward: float = 0.0  # their weighted sum
+    score: float = 0.0  # the same, scaled and clipped: what is learnt from
 
 
 def minibatches(count: int, *, parts: int, seed: int, step: int, epoch: int) -> list[list[int]]:
@@ -74,3 +75,8 @@ def taken(batch: Tensor, starts: Sequence[int], counts: Sequence[int]) -> list[F
         host[number, start : start + count].copy()
         for number, (start, count) in enumerate(zip(starts, counts, strict=True))
     ]
+
+
+def by_term(judged: Sequence[Judged]) -> dict[str, list[float]]:
+    """The terms of answers, by their names."""
+    return {title: [one.terms[title] for one in judged] for title in (judged[0].terms if judged else ())}

@@ -10,13 +10,11 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from worker import ahead
 from worker.contract.order import Input
 from worker.contract.rows import Prompt, Said
-from worker.data import read_rows
+from worker.data import read_rows, unchanged
 from worker.dialogue import render
 from worker.errors import BadData
-from worker.paths import local_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +40,7 @@ def load_prompts(
     `room` is how many tokens a prompt may have; a longer one is refused, or with `truncate` loses its beginning. The
     file must still have the hash that it had when the job was accepted.
     """
-    place = local_path(source.location)
-    try:
-        found = ahead.tree_hash(place)
-    except OSError as error:
-        raise BadData(f"{source.reference}: cannot be read: {error.strerror or error}") from None
-    if found != source.sha256:
-        raise BadData(f"{source.reference}: is not the file that it was when the job was accepted; submit the job anew")
+    place = unchanged(source)
     try:
         return _prompts(place, tokenizer, room, truncate)
     except BadData as error:
@@ -111,12 +103,3 @@ def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
 def seeds(seed: int, step: int, indices: Sequence[int]) -> list[int]:
     """A seed for each prompt of an iteration, by its index in it: what is sampled for it depends on nothing else."""
     return [int(np.random.SeedSequence([seed, step, index]).generate_state(1, np.uint64)[0] >> 1) for index in indices]
-
-
-def split_held_out(rows: list[PromptRow], share: float, seed: int) -> tuple[list[PromptRow], list[PromptRow]]:
-    """(to train on, held out): a share of the prompts, at least one of each, chosen by the seed. Raises BadData."""
-    if len(rows) < 2:
-        raise BadData("evaluate.held_out: one prompt cannot be parted into some to train on and some to hold out")
-    count = min(max(1, round(share * len(rows))), len(rows) - 1)
-    chosen = set(np.random.default_rng([seed, 0x0E7A1]).permutation(len(rows))[:count].tolist())
-    return [r for i, r in enumerate(rows) if i not in chosen], [rows[i] for i in sorted(chosen)]

@@ -1,7 +1,8 @@
 """The models of a PPO, each on its own engine: the actor, the critic, the reference and the reward models."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -9,15 +10,238 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from worker.context import Context
-from worker.contract.parts import DeepSpeed
-from worker.contract.ppo import PpoStage, Role
+from worker.contract.parts import DeepSpeed, Lora, Optimizer
+from worker.contract.ppo import PpoStage
 from worker.contract.rewards import ModelTerm
 from worker.contract.spec import JobSpec, learning_rate_of
-from worker.distributed import Ranks
-from worker.engine import Compute, Engine, Setting
+from worker.dialogue import answer_end, turn_end
+from worker.engine import Compute, Engine, Setting, effective_zero
 from worker.errors import BadSpec
 from worker.lora import with_adapters
-from worker.models import DTYPES, Loaded, check_length, checkpointed, pretrained
+from worker.memory import explained
+from worker.models import DTYPES, Loaded, check_length, pretrained
 from worker.rl.frozen import Frozen
 from worker.rl.objectives import policy_sums, value_sums
 from worker.scores import reward_model, value_model
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A role that is trained: its engine, its model with its tokenizer, and its schedule."""
+
+    engine: Engine
+    loaded: Loaded
+    optimizer: Optimizer
+    peak_lr: float
+    precision: str
+
+
+class Reference:
+    """What the actor should stay near: the actor without its adapters, or a frozen model of its own."""
+
+    def __init__(self, actor: Engine, frozen: Frozen | None):
+        self._actor, self._frozen = actor, frozen
+
+    def compute(self, batch: Any, compute: Compute) -> Tensor:
+        """What `compute` makes of the reference and a batch, without a graph. All ranks call it."""
+        if self._frozen is not None:
+            return self._frozen.compute(batch, compute)
+
+        def without_adapters(model: nn.Module, inner: Any) -> Tensor:
+            assert isinstance(model, PeftModel)
+            with model.disable_adapter():
+                return compute(model, inner)
+
+        return self._actor.eval_micro(batch, without_adapters)
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A reward model, and the tokenizer that it reads by."""
+
+    model: Frozen
+    tokenizer: PreTrainedTokenizerBase
+    reads_ids: bool
+    """Whether the actor's tokens are its own, so that nothing has to be tokenized again."""
+    end: int
+    """The token that every answer it reads ends with."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    """All models of a PPO on this rank."""
+
+    actor: Learner
+    critic: Learner
+    reference: Reference
+    rewards: Mapping[str, RewardModel]  # by the term's name
+    notes: list[str]
+    """What a person should know of them, each a sentence."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The actor's."""
+        return self.actor.loaded.tokenizer
+
+    @property
+    def pad_id(self) -> int:
+        """What the actor's rows are padded with."""
+        pad = self.tokenizer.pad_token_id
+        assert isinstance(pad, int)  # reading the model has seen to it
+        return pad
+
+    @property
+    def engines(self) -> dict[str, Engine]:
+        """Those that a checkpoint holds."""
+        return {"actor": self.actor.engine, "critic": self.critic.engine}
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens at which an answer ends."""
+        known = [turn_end(self.tokenizer), self.tokenizer.eos_token_id]
+        return frozenset(token for token in known if isinstance(token, int))
+
+
+def load_roles(context: Context) -> Roles:
+    """All models, ready on their engines. The ranks must have met.
+
+    Raises BadSpec with the field and what would be right, OutOfMemory.
+    """
+    spec = context.order.spec
+    stage = spec.stage
+    assert isinstance(stage, PpoStage)
+    notes: list[str] = []
+    actor = _actor(context, spec, stage, notes)
+    critic = _critic(context, spec, stage, actor.loaded.tokenizer, notes)
+    reference = Reference(actor.engine, _reference(context, spec, stage, actor, notes))
+    rewards = _rewards(context, spec, stage, actor, notes)
+    return Roles(actor, critic, reference, rewards, notes)
+
+
+def _actor(context: Context, spec: JobSpec, stage: PpoStage, notes: list[str]) -> Learner:
+    role, path = stage.actor, "stage.actor.model"
+    deepspeed = role.deepspeed or spec.deepspeed
+    model, tokenizer = pretrained(
+        context.order.inputs[path], role.model, context.store, DTYPES[deepspeed.precision], notes,
+        path=path, waiting=context.channel.going_on,
+    )  # fmt: skip
+    if not isinstance(tokenizer.eos_token_id, int) and turn_end(tokenizer) is None:
+        raise BadSpec(f"{path}: the tokenizer of {role.model} has no token that ends an answer")
+    check_length(model, stage.max_length)
+
+    def objective(whole: nn.Module, batch: Any) -> Tensor:
+        return policy_sums(
+            whole, batch, clip=stage.ppo.clip, temperature=stage.rollout.temperature, entropy=stage.ppo.entropy
+        )
+
+    return _learner(spec, stage, "actor", model, tokenizer, objective)
+
+
+def _critic(
+    context: Context, spec: JobSpec, stage: PpoStage, actors: PreTrainedTokenizerBase, notes: list[str]
+) -> Learner:
+    role, path = stage.critic, "stage.critic.model"
+    deepspeed = role.deepspeed or spec.deepspeed
+    model, tokenizer = value_model(
+        context.order.inputs[path], role.model, context.store, DTYPES[deepspeed.precision], notes,
+        path=path, waiting=context.channel.going_on,
+    )  # fmt: skip
+    if not same_tokens(actors, tokenizer):
+        raise BadSpec(f"{path}: {role.model} has another tokenizer than the actor; the critic reads the actor's tokens")
+    check_length(model, stage.max_length)
+
+    def objective(whole: nn.Module, batch: Any) -> Tensor:
+        return value_sums(whole, batch, value_clip=stage.ppo.value_clip)
+
+    return _learner(spec, stage, "critic", model, tokenizer, objective, head=True)
+
+
+def _learner(
+    spec: JobSpec,
+    stage: PpoStage,
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    objective: Compute,
+    *,
+    head: bool = False,
+) -> Learner:
+    role = stage.actor if name == "actor" else stage.critic
+    without_dropout(model)
+    if role.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise BadSpec(f"stage.{name}.gradient_checkpointing: {role.model} does not support it")
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    lora: Lora | None = role.lora
+    trained: nn.Module = model if lora is None else with_adapters(model, lora, stage.seed, head=head)
+    deepspeed, optimizer = role.deepspeed or spec.deepspeed, role.optimizer or stage.optimizer
+    setting = Setting(deepspeed, optimizer, spec.ranks, spec.micro_batch, spec.accumulation)
+    with explained(spec, f"the {name} and its optimizer"):
+        engine = Engine(trained, objective, setting)
+    return Learner(
+        engine, Loaded(trained, tokenizer), optimizer, learning_rate_of("ppo", optimizer, lora), deepspeed.precision
+    )
+
+
+def _reference(context: Context, spec: JobSpec, stage: PpoStage, actor: Learner, notes: list[str]) -> Frozen | None:
+    role = stage.reference
+    if role.model is None and stage.actor.lora is not None:
+        return None
+    path = "stage.actor.model" if role.model is None else "stage.reference.model"
+    deepspeed = role.deepspeed or spec.deepspeed
+    # What is to be said of the actor's own model has been said.
+    model, tokenizer = pretrained(
+        context.order.inputs[path], role.model or stage.actor.model, context.store, DTYPES[deepspeed.precision],
+        notes if role.model is not None else [], path=path, waiting=context.channel.going_on,
+    )  # fmt: skip
+    if not same_tokens(actor.loaded.tokenizer, tokenizer):
+        raise BadSpec(f"{path}: {role.model} has another tokenizer than the actor; their tokens cannot be compared")
+    return _frozen(spec, "the reference", model, deepspeed, actor.engine.device)
+
+
+def _rewards(
+    context: Context, spec: JobSpec, stage: PpoStage, actor: Learner, notes: list[str]
+) -> dict[str, RewardModel]:
+    made = {}
+    for number, term in enumerate(stage.reward.terms):
+        if not isinstance(term, ModelTerm):
+            continue
+        path = f"stage.reward.terms.{number}.model"
+        deepspeed = term.deepspeed or spec.deepspeed
+        model, tokenizer = reward_model(
+            context.order.inputs[path], term.model, context.store, DTYPES[deepspeed.precision], notes,
+            path=path, waiting=context.channel.going_on,
+        )  # fmt: skip
+        own = same_tokens(actor.loaded.tokenizer, tokenizer)
+        frozen = _frozen(spec, f"the reward model {term.title}", model, deepspeed, actor.engine.device)
+        made[term.title] = RewardModel(frozen, tokenizer, own, answer_end(tokenizer, term.model, path))
+    return made
+
+
+def _frozen(spec: JobSpec, what: str, model: PreTrainedModel, setting: DeepSpeed, device: torch.device) -> Frozen:
+    with explained(spec, what):
+        return Frozen(model, setting, ranks=spec.ranks, device=device)
+
+
+def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers make the same tokens of a dialogue."""
+    return one.get_vocab() == other.get_vocab() and one.chat_template == other.chat_template
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Switches dropout off for good: old and new log-probabilities are of the same network, or the ratio is noise."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        # Attention takes its share as a plain number.
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def zero_said(learner: Learner, wanted: DeepSpeed, name: str) -> str | None:
+    """A sentence where not the ZeRO stage of the spec runs."""
+    runs = effective_zero(wanted)
+    if runs == wanted.zero:
+        return None
+    return f"{name}: deepspeed.zero {wanted.zero} runs as stage {runs} in bf16, so that gradients add up in fp32"

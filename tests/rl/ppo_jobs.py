@@ -1,0 +1,114 @@
+"""PPO jobs small enough for a test, run inside the ranks of a pool."""
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.engine import jobs
+from worker.contract.check import parse_spec
+from worker.contract.manifest import tree_hash
+from worker.contract.order import Input, Order
+from worker.tokenizers import bytes_tokenizer
+
+WORDS = ("I am happy", "what a day", "tell me more", "go on", "who is it", "it rains", "why")
+
+
+def actor_folder(folder: Path, *, seed: int = 1, size: int = 32, layers: int = 2) -> Path:
+    """A tiny llama with the tokenizer of bytes, saved: a model by its path."""
+    if folder.exists():
+        return folder
+    tokenizer = bytes_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=size, intermediate_size=2 * size, num_hidden_layers=layers,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=128, tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def prompts(count: int, seed: int = 1) -> list[dict[str, Any]]:
+    """Rows for ppo, of uneven lengths."""
+    rng = random.Random(seed)
+    return [{"prompt": " ".join(rng.choices(WORDS, k=rng.randint(1, 2)))} for _ in range(count)]
+
+
+def spec(**changes: Any) -> dict[str, Any]:
+    """A tiny PPO; keys of `changes` are dotted paths with `__` for dots, a None value removes."""
+    made: dict[str, Any] = {
+        "stage": {
+            "type": "ppo",
+            "actor": {"model": "/actor"},
+            "critic": {"model": "/actor"},
+            "reward": {"terms": [{"function": "regex", "pattern": "[a-m]"}, {"function": "length"}]},
+            "data": "files/prompts",
+            "rollout": {"prompts": 8, "slots": 4, "max_new_tokens": 8},
+            "ppo": {"epochs": 2, "minibatches": 2},
+            "micro_batch": 1,
+            "max_length": 96,
+            "steps": 2,
+            "optimizer": {"lr": 3e-3, "warmup": 0.0},
+        },
+        "deepspeed": {"precision": "fp32"},
+        "checkpoint": {"every_steps": 50},
+    }
+    for path, value in changes.items():
+        at = made
+        *parents, last = path.split("__")
+        for parent in parents:
+            at = at.setdefault(parent, {})
+        if value is None:
+            at.pop(last, None)
+        else:
+            at[last] = value
+    return made
+
+
+@dataclass
+class Job:
+    """A PPO in a store."""
+
+    store: Path
+    spec: dict[str, Any]
+    rows: list[dict[str, Any]]
+    held_out: list[dict[str, Any]] = field(default_factory=list)
+    dialogues: list[dict[str, Any]] = field(default_factory=list)
+    models: dict[str, Path] = field(default_factory=dict)
+    """By their path in the spec, where it is not the actor's folder."""
+    name: str = "job-ppo"
+
+    def order(self, attempt: int) -> Order:
+        """What attempt `attempt` is given."""
+        inputs = {"stage.data.prompts": jobs.write_rows(self.store / "files" / "prompts.jsonl", self.rows)}
+        if self.held_out:
+            inputs["evaluate.data"] = jobs.write_rows(self.store / "files" / "eval.jsonl", self.held_out)
+        if self.dialogues:
+            inputs["stage.data.ptx"] = jobs.write_rows(self.store / "files" / "ptx.jsonl", self.dialogues)
+        actor = self.store / "actor"
+        for path in ("stage.actor.model", "stage.critic.model", *self.models):
+            at = self.models.get(path, actor)
+            inputs[path] = Input(reference=str(at), kind="path", location=str(at), sha256=tree_hash(at))
+        return Order(
+            job=self.name,
+            attempt=attempt,
+            spec=parse_spec(self.spec),
+            inputs=inputs,
+            store=f"file://{self.store}",
+            control_url_file="",
+            token_file="",
+            termination_file="",
+            log_folder="",
+        )
+
+
+def ppo(store: Path, *, rows: int = 24, **changes: Any) -> Job:
+    """A PPO on a new actor in `store`."""
+    actor_folder(store / "actor")
+    return Job(store, spec(**changes), prompts(rows))

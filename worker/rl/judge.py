@@ -1,0 +1,104 @@
+"""What the models and functions say of answers: log-probabilities, values and the terms of the reward."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from worker.contract.ppo import PpoStage
+from worker.contract.rows import Turn
+from worker.dialogue import answered
+from worker.rl.course import Course
+from worker.rl.experience import Judged, Rolled, taken
+from worker.rl.objectives import AnswerBatch, answer_batch, log_probabilities
+from worker.rl.prompts import PromptRow
+from worker.rl.rewards import Terms
+from worker.rl.roles import RewardModel, Roles
+from worker.scores import scores, token_rows, values
+
+
+class Judge:
+    """Judges answers of one rank. Models are asked about a group of answers at a time, on all ranks at once."""
+
+    def __init__(self, roles: Roles, stage: PpoStage, course: Course):
+        """Raises BadSpec for a term that cannot be."""
+        self._roles, self._between = roles, course.between
+        self._temperature = stage.rollout.temperature
+        self._terms = Terms(
+            stage.reward,
+            max_new_tokens=stage.rollout.max_new_tokens,
+            # While one rank waits for a service the others wait for it: they cannot agree on anything.
+            between=course.context.channel.going_on,
+            tell=lambda sentence: course.event("RewardServiceAway", sentence, warning=True),
+        )
+        self._pad = roles.pad_id
+
+    def check(self, *prompts: Sequence[PromptRow]) -> None:
+        """Raises BadData where a term needs what a row has not."""
+        for rows in prompts:
+            self._terms.check(rows)
+
+    def of(
+        self,
+        answers: Sequence[Rolled],
+        prompts: Sequence[PromptRow],
+        groups: Sequence[Sequence[int]],
+        *,
+        critic: bool = True,
+    ) -> list[tuple[int, Judged]]:
+        """What is made of the answers in `groups`: each a micro-batch of places among `answers`, as many on each rank.
+
+        `prompts` are the rows that answers are of. Rows are grouped as they are trained, so that log-probabilities of
+        then and now are computed on the same shapes, and the first ratio is exactly 1. Without `critic` values are 0.
+        """
+        made = []
+        for group in groups:
+            self._between()
+            rolled = [answers[place] for place in group]
+            batch = answer_batch([a.prompt for a in rolled], [a.answer for a in rolled], pad_id=self._pad)
+            starts, counts = [len(a.prompt) - 1 for a in rolled], [len(a.answer) for a in rolled]
+            logprobs = self._roles.actor.engine.eval_micro(batch, self._policy)
+            reference = self._roles.reference.compute(batch, self._policy)
+            valued = self._roles.critic.engine.eval_micro(batch, values) if critic else 0.0 * logprobs
+            terms = self._scored(rolled, prompts)
+            each = zip(
+                *(taken(found, starts, counts) for found in (logprobs, reference, valued)),
+                [{title: found[number] for title, found in terms.items()} for number in range(len(group))],
+                strict=True,
+            )
+            made += [(place, Judged(*found)) for place, found in zip(group, each, strict=True)]
+        return made
+
+    def _policy(self, model: nn.Module, batch: AnswerBatch) -> Tensor:
+        return log_probabilities(model, batch, self._temperature)
+
+    def _scored(self, rolled: Sequence[Rolled], prompts: Sequence[PromptRow]) -> dict[str, list[float]]:
+        """The reward's terms, by their names."""
+        rows = [prompts[a.row] for a in rolled]
+        texts = self.texts(rolled)
+        found = {title: self._by_model(model, rolled, rows, texts) for title, model in self._roles.rewards.items()}
+        return found | self._terms.score(rows, texts, [len(a.answer) for a in rolled])
+
+    def texts(self, rolled: Sequence[Rolled]) -> list[str]:
+        """The answers' words, without the token that ends them."""
+        tokenizer = self._roles.tokenizer
+        return [str(tokenizer.decode(a.answer, skip_special_tokens=True)) for a in rolled]
+
+    def _by_model(
+        self, model: RewardModel, rolled: Sequence[Rolled], rows: Sequence[PromptRow], texts: Sequence[str]
+    ) -> list[float]:
+        """Scores of a reward model, which reads an answer as it has learnt to: with its end, also where it was cut."""
+        if model.reads_ids:
+            read = [[*a.prompt, *a.answer, *([] if a.ended else [model.end])] for a in rolled]
+        else:
+            read = [_in_words_of(model, row, text) for row, text in zip(rows, texts, strict=True)]
+        pad = model.tokenizer.pad_token_id
+        assert isinstance(pad, int)
+        found: list[float] = model.model.compute(token_rows(read, pad_id=pad), scores).tolist()
+        return found[: len(rolled)]
+
+
+def _in_words_of(model: RewardModel, row: PromptRow, text: str) -> list[int]:
+    """A dialogue by the reward model's own template and tokens."""
+    prompt, answer = answered(model.tokenizer, [Turn.model_validate(turn) for turn in row.messages], text)
+    ids: list[int] = model.tokenizer(prompt + answer, add_special_tokens=False)["input_ids"]
+    return ids if ids[-1] == model.end else [*ids, model.end]
