@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from worker.contract.rewards import Reward
 from worker.errors import BadData, BadSpec, Diverged
@@ -131,3 +131,9 @@ def test_what_is_learnt_from_lies_within_the_clip_and_keeps_its_order(values: li
     assert all(-clip <= value <= clip for value in found)
     ranked = [value for _, value in sorted(zip(values, found, strict=True))]
     assert ranked == sorted(ranked)
+
+
+@pytest.mark.parametrize("url", ["http://localhost:99999/", "ftp://x/", "http://me@x/", "http:///x"])
+def test_a_service_needs_an_address_that_there_can_be(url: str) -> None:
+    with pytest.raises(ValidationError, match="service"):
+        reward({"service": url})
