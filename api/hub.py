@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from pathlib import Path
+from typing import Any
 
 from api.weights import Known, NotAModel, read_config, told_by
 
@@ -68,3 +69,24 @@ def _cached(name: str, why: str) -> Known:
         return Known(path.parent.name, *told_by(read_config(path)))
     except NotAModel as error:
         raise NotFound(f"{why}, and in the local cache {error}") from None
+
+
+def config(name: str, revision: str, timeout: float) -> dict[str, Any]:
+    """A model's `config.json` at a revision: the cache's, or the hub's. Raises NotFound."""
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    try:
+        if not isinstance(found, str):
+            if constants.HF_HUB_OFFLINE:
+                raise NotFound("its config.json is not in the local cache, and the hub is not asked (HF_HUB_OFFLINE)")
+            found = hf_hub_download(name, "config.json", revision=revision, etag_timeout=timeout, token=False)
+        return read_config(Path(found))
+    except NotAModel as error:
+        raise NotFound(str(error)) from None
+    except NotFound:
+        raise
+    except Exception as error:
+        # What is raised when nobody answers depends on the HTTP library that this version of the client uses.
+        log.info("the hub was asked for the configuration of %s: %s", name, error)
+        raise NotFound("the hub does not give its config.json") from None

@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api import errors, openapi
 from api.control import ControlPlane
-from api.routes import files, health, history, intents, jobs, models, pipelines, samples, worker
+from api.routes import estimate, files, health, history, intents, jobs, models, pipelines, samples, worker
 from api.settings import is_loopback
 from api.telemetry import Counting
 
@@ -43,7 +43,7 @@ def create_app(control: ControlPlane) -> FastAPI:
     """The public API."""
     app = FastAPI(title="rlhf-operator", version=VERSION, redoc_url=None)
     first = (jobs.router, intents.router, history.router, samples.router)
-    _fill(app, control, *first, files.router, models.router, pipelines.router, health.router)
+    _fill(app, control, *first, files.router, models.router, estimate.router, health.router, pipelines.router)
     openapi.install(app)
     app.add_middleware(LoopbackOnly)
     app.add_middleware(Counting, telemetry=control.telemetry)

@@ -7,12 +7,14 @@ with Client("http://127.0.0.1:8000") as client:
 """
 
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from client.files import Files
 from client.jobs import Jobs
 from client.models import Models
 from client.transport import Transport
+from worker.contract.estimate import Estimate
+from worker.contract.spec import JobSpec
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -39,6 +41,15 @@ class Client:
     def ready(self) -> bool:
         """Whether the control plane takes jobs now. Raises Unreachable, Problem."""
         return self._transport.call("GET", "/readyz").is_success
+
+    def estimate(self, spec: JobSpec | dict[str, Any], *, memory: str | None = None) -> Estimate:
+        """The memory that a spec needs, and whether it fits. Nothing is made. Raises Problem.
+
+        `memory` is a quantity such as `24Gi`: of an accelerator, or without one of a node.
+        """
+        plain = spec.model_dump(mode="json", exclude_unset=True) if isinstance(spec, JobSpec) else spec
+        params = {"memory": memory} if memory is not None else {}
+        return Estimate.model_validate(self._transport.call("POST", "/v1/estimate", params=params, json=plain).json())
 
     def close(self) -> None:
         """Closes all connections."""
