@@ -44,6 +44,13 @@ class OutOfMemory(WorkerFailure):
     reason = "OutOfMemory"
 
 
+class PausedByGuard(WorkerFailure):
+    """A guard of the spec wants a person to look before it goes on; all has been saved."""
+
+    exit = Exit.STOPPED
+    reason = "PausedByGuard"
+
+
 class Stopped(WorkerFailure):
     """The attempt ends because it was asked to, having saved what it was asked to save."""
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from worker.contract.protocol import Exit, Finish, Output
+from worker.errors import PausedByGuard
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ def judge(ends: Sequence[RankEnd], outputs: Sequence[Output], stopping: str | No
     if causes:
         first = min(causes, key=lambda cause: (cause.precedence, cause.at))
         return Outcome(first.exit, Finish(outcome="failed", reason=first.reason, message=first.message[:8192]))
+    guard = next((end.failure for end in ends if end.failure and end.failure.reason == PausedByGuard.reason), None)
+    if guard is not None:
+        return Outcome(Exit.STOPPED, Finish(outcome="stopped", reason=guard.reason, message=guard.message[:8192]))
     if stopping is not None:
         message = next((end.failure.message for end in ends if end.failure is not None), stopping)
         return Outcome(Exit.STOPPED, Finish(outcome="stopped", reason="Stopped", message=message))

@@ -94,7 +94,7 @@ def ending(job: Job, attempt: Attempt, seen: Observation, spoilt: str | None = N
         return Ending(_USER_EXITS[Exit(seen.exit_code)], said)
     if attempt.stop_reason is not None:
         return Ending(attempt.stop_reason, attempt.message or said)
-    if _as_asked(job, attempt, seen):
+    if _as_asked(job, attempt, seen) or paused_by_guard(attempt, seen):
         return Ending(None, said)
     if seen.exit_code == Exit.DONE:
         return Ending(Reason.WORKER_ERROR, spoilt or said or "it exited with 0, and says that it did not succeed")
@@ -108,6 +108,12 @@ def ending(job: Job, attempt: Attempt, seen: Observation, spoilt: str | None = N
     if words is not None and words.reason == Reason.STORE_FULL:
         return Ending(Reason.STORE_FULL, said)
     return Ending(Reason.WORKER_ERROR, said or f"it exited with {seen.exit_code}")
+
+
+def paused_by_guard(attempt: Attempt, seen: Observation) -> bool:
+    """Whether the worker stopped by itself, having saved, for a person to look."""
+    words = seen.termination or attempt.termination
+    return seen.exit_code == Exit.STOPPED and words is not None and words.reason == Reason.PAUSED_BY_GUARD
 
 
 def _as_asked(job: Job, attempt: Attempt, seen: Observation) -> bool:
@@ -156,6 +162,8 @@ def settle(
         return becomes(Phase.FAILED, end.reason, end.message)
     if job.desired is Desired.PAUSE:
         return becomes(*_WISHES[Desired.PAUSE])
+    if end.reason is None and paused_by_guard(attempt, seen):
+        return becomes(Phase.PAUSED, Reason.PAUSED_BY_GUARD, end.message)
     if end.reason is None:
         # It stopped for a wish that was taken back since: go on at once.
         return becomes(Phase.QUEUED, Reason.BACK_OFF, "its owner wants it to run again")

@@ -2,7 +2,7 @@
 was made from: where the job has moved on since, nothing is written, and the operator looks again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,7 +19,6 @@ from api.store import events
 from api.store.operations_leader import Lease, held, require
 from api.store.operations_models import register
 from api.store.tables import AttemptRow, JobRow
-from worker.contract.order import Input
 from worker.contract.protocol import Level
 
 # What a person reads of each phase; the message is the decision's own.
@@ -46,7 +45,7 @@ def object_name(job_id: str, attempt: int) -> str:
 
 async def begin_attempt(session: AsyncSession, lease: Lease, job: Job, now: datetime) -> int:
     """Records the next attempt, before anything of it is created. Gives its number. Raises NotLeader, Stale."""
-    row = await _locked(session, lease, job)
+    row = await locked(session, lease, job)
     number = row.attempt + 1
     session.add(
         AttemptRow(
@@ -75,7 +74,7 @@ async def begin_attempt(session: AsyncSession, lease: Lease, job: Job, now: date
 
 async def record_uid(session: AsyncSession, lease: Lease, job: Job, uid: str) -> None:
     """Records the UID of the objects that were created for the current attempt. Raises NotLeader, Stale."""
-    await _locked(session, lease, job)
+    await locked(session, lease, job)
     await _attempt(session, job, {"uid": uid})
 
 
@@ -116,21 +115,11 @@ def move(
     events.append(connection, job.id, number, _EVENTS[phase], message, attempt, now, level)
 
 
-async def resolve(session: AsyncSession, lease: Lease, job: Job, inputs: Mapping[str, Input]) -> None:
-    """Records what a job waited for; from now on it waits for a place alone. Raises NotLeader, Stale."""
-    row = await _locked(session, lease, job)
-    row.inputs = {**row.inputs, **{path: given.model_dump() for path, given in inputs.items()}}
-    row.waiting = False
-    row.reason, row.fault, row.message = None, None, ""
-    told = "; ".join(f"{path}: {given.reference}" for path, given in inputs.items())
-    await events.add(session, row, "InputsReady", told)
-
-
 async def stop_attempt(
     session: AsyncSession, lease: Lease, job: Job, now: datetime, *, reason: Reason | None, message: str
 ) -> None:
     """Records that the current attempt is asked to end, and why; the first reason counts. Raises NotLeader, Stale."""
-    row = await _locked(session, lease, job)
+    row = await locked(session, lease, job)
     attempt = _current(job)
     if attempt.stopping_since is not None and (reason is None or attempt.stop_reason is not None):
         return
@@ -150,7 +139,7 @@ async def settle(
     """Records how the attempt ended and what becomes of the job; models are registered with a success, in one
     transaction. `notes` are warnings that become events. Raises IllegalMove, NotLeader, Stale.
     """
-    row = await _locked(session, lease, job)
+    row = await locked(session, lease, job)
     attempt = _current(job)
     for note in notes:
         await events.add(session, row, note.type, note.message, level="warning", attempt=attempt.number)
@@ -179,6 +168,9 @@ async def settle(
     }
     if outcome.phase in FINAL:
         values["finished_at"] = now
+    if outcome.reason is Reason.PAUSED_BY_GUARD:
+        # What its owner would have asked for: only they let it go on.
+        values["desired"] = Desired.PAUSE
     await _move(session, job, outcome.phase, now, values)
     if end.reason is not None:
         said = f"attempt {attempt.number}: {end.reason}: {end.message}"
@@ -194,11 +186,11 @@ async def settle(
 
 async def mark_cleaned(session: AsyncSession, lease: Lease, job: Job) -> None:
     """Records that nothing is left of the attempt's objects. Raises NotLeader, Stale."""
-    await _locked(session, lease, job)
+    await locked(session, lease, job)
     await _attempt(session, job, {"cleaned": True})
 
 
-async def _locked(session: AsyncSession, lease: Lease, job: Job) -> JobRow:
+async def locked(session: AsyncSession, lease: Lease, job: Job) -> JobRow:
     """The job's row, locked, if it is still what the decision was made from."""
     await require(session, lease)
     row = await session.get(JobRow, job.id, with_for_update=True, populate_existing=True)

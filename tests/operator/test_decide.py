@@ -24,6 +24,7 @@ from api.domain.job import Desired, Job, Phase, Reason
 from api.domain.observation import Observation
 from api.domain.outcome import Backoff, Outcome
 from tests.operator.builders import ALIVE, NOTHING, T0, at, attempt, exited, job, spec
+from worker.contract.protocol import Termination
 
 pytestmark = pytest.mark.quick
 
@@ -266,6 +267,20 @@ def test_attempts_that_ended_as_asked_do_not_count() -> None:
     assert (paused.phase, paused.fruitless, paused.ending.reason) == (Phase.PAUSED, 2, None)
     killed_after_grace = outcome(stopping(desired=Desired.PAUSE, fruitless=2), exited(None))
     assert killed_after_grace.fruitless == 2
+
+
+def test_a_guard_pauses_a_job_until_its_owner_lets_it_go_on() -> None:
+    word = Termination(outcome="stopped", reason="PausedByGuard", message="KL", exit_code=143)
+    seen = replace(exited(143), termination=word)
+    ended = outcome(job(fruitless=1), seen)
+    assert (ended.phase, ended.reason, ended.message, ended.fruitless) == (
+        Phase.PAUSED,
+        Reason.PAUSED_BY_GUARD,
+        "KL",
+        1,
+    )
+    assert ended.ending.reason is None
+    assert outcome(job(desired=Desired.CANCEL), seen).phase is Phase.CANCELLED
 
 
 def test_a_pause_that_was_taken_back_goes_on_at_once() -> None:

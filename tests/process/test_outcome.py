@@ -40,6 +40,11 @@ def test_all_stopped_is_a_stop() -> None:
     assert word(judge(ends, [], stopping="stopped when asked")) == (143, "stopped", "Stopped")
 
 
+def test_a_pause_by_a_guard_is_a_stop_that_says_so_though_nobody_asked() -> None:
+    ends = [failed(rank, 143, "PausedByGuard") for rank in (0, 1)]
+    assert word(judge(ends, [], stopping=None)) == (143, "stopped", "PausedByGuard")
+
+
 def test_ranks_killed_by_the_launcher_when_asked_to_stop_are_a_stop() -> None:
     outcome = judge([killed(0, by_launcher=True)], [], stopping="not done within the grace of 3 s")
     assert word(outcome) == (143, "stopped", "Stopped")

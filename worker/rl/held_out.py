@@ -1,12 +1,13 @@
 """How the actor answers prompts that it does not learn from."""
 
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import fmean, pstdev
 
 from worker.contract.ppo import PpoStage
 from worker.contract.spec import JobSpec
 from worker.distributed import Ranks
 from worker.rl.experience import Rolled, by_term, shares
+from worker.rl.guards import HeldOut as Measured
 from worker.rl.judge import Judge
 from worker.rl.prompts import PromptRow
 from worker.rl.rewards import weighted
@@ -24,8 +25,8 @@ class HeldOut:
         assert isinstance(spec.stage, PpoStage)
         self._reward, self._ranks = spec.stage.reward, ranks
 
-    def evaluate(self) -> dict[str, float]:
-        """`eval/reward`, `eval/kl` and `eval/length`, over all ranks; all of them call it."""
+    def evaluate(self) -> tuple[dict[str, float], Measured]:
+        """`eval/reward`, `eval/kl` and `eval/length`, over all ranks, and what guards look at; all ranks call it."""
         count, world = len(self._prompts), self._ranks.world
         # As many on each rank: the first prompts once more, where they do not divide.
         indices = [index % count for index in range(-(-count // world) * world)]
@@ -44,8 +45,9 @@ class HeldOut:
         }
         ordered = [found[index] for index in range(count)]
         rewards = weighted(self._reward, by_term([one for one, _ in ordered]), [answer.ended for _, answer in ordered])
-        return {
+        metrics = {
             "eval/reward": fmean(rewards),
             "eval/kl": fmean(float((one.logprobs - one.reference).sum()) for one, _ in ordered),
             "eval/length": fmean(len(answer.answer) for _, answer in ordered),
         }
+        return metrics, Measured(metrics["eval/reward"], pstdev(rewards))

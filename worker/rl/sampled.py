@@ -1,19 +1,21 @@
 """Answers of the actor, sampled on all ranks side by side, in chunks; and those that are shown to people."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
+from typing import Any
 
 from worker.contract.ppo import PpoStage
 from worker.distributed import Ranks
 from worker.rl.course import Course
 from worker.rl.credit import Credit
 from worker.rl.experience import Rolled
-from worker.rl.gathered import gathered
+from worker.rl.gathered import gathered, sample_sharded, whole_fits
 from worker.rl.hand import Hand
 from worker.rl.judge import Judge
 from worker.rl.prompts import PromptRow, seeds
 from worker.rl.roles import Roles
-from worker.rl.rollout import sample
+from worker.rl.rollout import Answer, bare, sample
 from worker.samples import chosen, shown
 
 # Prompts of a chunk, for each slot: many, so that slots seldom idle at a chunk's end; few, so that little is lost.
@@ -41,19 +43,12 @@ class Sampled:
         size = _PER_SLOT * self._stage.rollout.slots
         left = iter(todo)
         stop = self._course.asked_to_stop()
-        with gathered(self._roles.actor.engine) as model:
+        with self._sampler() as answered:
             while stop is None and (chunk := list(islice(left, size))):
                 try:
-                    answers = sample(
-                        model,
+                    answers = answered(
                         [prompts[row].ids.tolist() for _, row in chunk],
-                        seeds=seeds(self._stage.seed, step, [index for index, _ in chunk]),
-                        rollout=self._stage.rollout,
-                        slots=self._stage.rollout.slots,
-                        ends=self._roles.ends,
-                        pad_id=self._roles.pad_id,
-                        device=self._roles.actor.engine.device,
-                        between=self._between,
+                        seeds(self._stage.seed, step, [index for index, _ in chunk]),
                     )
                 except _Interrupted:
                     answers = []
@@ -66,6 +61,34 @@ class Sampled:
             # Not all ranks may have come to the chunk's end: what one has to make again, all make again.
             del into[min(self._ranks.gather([len(into)])) :]
             self._course.stop(stop)
+
+    @contextmanager
+    def _sampler(self) -> Iterator[Callable[[list[list[int]], list[int]], list[Answer]]]:
+        """A block with a function that answers prompts by their seeds, on all ranks at once."""
+        engine, rollout = self._roles.actor.engine, self._stage.rollout
+        same: dict[str, Any] = {"rollout": rollout, "slots": rollout.slots, "ends": self._roles.ends}
+        same["pad_id"] = self._roles.pad_id
+        if self._sharded():
+            alive = self._course.context.channel.going_on
+            yield lambda prompts, seeds: sample_sharded(
+                engine, self._ranks, prompts, seeds=seeds, between=alive, **same
+            )
+            return
+        with gathered(engine) as model:
+            yield lambda prompts, seeds: sample(
+                model, prompts, seeds=seeds, device=engine.device, between=self._between, **same
+            )
+
+    def _sharded(self) -> bool:
+        """Whether to sample on the sharded model; the same on all ranks."""
+        engine, wanted = self._roles.actor.engine, self._stage.rollout.sharded
+        if engine.zero != 3 or wanted != "auto":
+            return engine.zero == 3 and wanted == "always"
+        config = bare(engine.model).config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        a_token = 2 * config.num_hidden_layers * heads * size * 4
+        return not whole_fits(engine, self._ranks, a_token * self._stage.rollout.slots * self._stage.max_length)
 
     def _between(self) -> None:
         self._course.context.channel.going_on()

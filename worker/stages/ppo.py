@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
-from worker.rl.lookout import Lookout
 
 from worker.context import Context
 from worker.contract.ppo import PpoStage
@@ -32,6 +31,7 @@ from worker.rl.hand import Hand
 from worker.rl.held_out import HeldOut
 from worker.rl.judge import Judge
 from worker.rl.kl import AdaptiveKl, k1
+from worker.rl.lookout import Lookout
 from worker.rl.material import Material, prepare
 from worker.rl.objectives import PolicyBatch, ValueBatch, answer_batch
 from worker.rl.preflight import preflight
@@ -83,6 +83,7 @@ class Ppo:
         self.course.begin()
         if self.course.step < self.stage.steps:
             preflight(self.spec, self.roles, self.material.prompts)
+            self.lookout.begin()
         self._evaluate_if_due()
         while self.course.step < self.stage.steps:
             self._iterate()
@@ -230,10 +231,10 @@ class Ppo:
         due = step in (0, self.stage.steps) or (every is not None and step % every == 0)
         if not self.material.held_out or not due or self.course.evaluated == step or self.course.hand is not None:
             return
-        metrics = self.held_out.evaluate()
+        metrics, found = self.held_out.evaluate()
         self.course.evaluated = step
         self.course.report(metrics)
-        self.lookout.held_out(step, metrics)
+        self.lookout.held_out(self.course, found)
 
     def _minibatches(self, hand: Hand, epoch: int, count: int) -> list[list[int]]:
         return minibatches(count, parts=self.ppo.minibatches, seed=self.stage.seed, step=hand.step, epoch=epoch)
