@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from client.problems import Ambiguous
-from client.records import Attempt, Checkpoint, DryRun, Event, Job, LogLine, Point
+from client.records import Attempt, Checkpoint, DryRun, Event, Job, LogLine, Point, Sample
 from client.streams import follow
 from client.transport import Transport
 from worker.contract.spec import JobSpec
@@ -131,6 +131,23 @@ class Jobs:
         pages = self._transport.pages(path, name=name, after=after, superseded=wanted, page=1000)
         return [Point.model_validate(p) for p in pages]
 
+    def samples(
+        self,
+        job: str,
+        *,
+        step: int | None = None,
+        attempt: int | None = None,
+        superseded: bool = False,
+        after: int | None = None,
+        newest_first: bool = False,
+        limit: int | None = None,
+    ) -> list[Sample]:
+        """Answers that the job shows, in the order of their arrival; what was made again only if `superseded`."""
+        wanted = {"step": step, "attempt": attempt, "after": after, "superseded": "true" if superseded else None}
+        order = "-id" if newest_first else None
+        pages = self._transport.pages(f"/v1/jobs/{job}/samples", limit=limit, page=50, order=order, **wanted)
+        return [Sample.model_validate(s) for s in pages]
+
     def logs(
         self, job: str, *, rank: int | None = None, attempt: int | None = None, tail: int | None = None
     ) -> list[LogLine]:
@@ -147,6 +164,13 @@ class Jobs:
         """Points as they arrive, until the job is over; survives restarts of the server."""
         for sent in self._follow(job, "metrics", after, name=name):
             yield Point.model_validate(sent.data)
+
+    def follow_samples(
+        self, job: str, *, step: int | None = None, attempt: int | None = None, after: int = 0
+    ) -> Iterator[Sample]:
+        """Answers as they arrive, until the job is over; survives restarts of the server."""
+        for sent in self._follow(job, "samples", str(after) if after else "", step=step, attempt=attempt):
+            yield Sample.model_validate(sent.data)
 
     def follow_logs(self, job: str, *, rank: int | None = None, attempt: int | None = None) -> Iterator[LogLine]:
         """Log lines as they are written, until the job is over; survives restarts of the server."""

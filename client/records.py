@@ -164,6 +164,29 @@ class Model(Record):
         return f"models/{self.name}@{self.version}"
 
 
+class Sample(Record):
+    """One answer of a rollout, and what it is worth. `superseded`: a later attempt made the same step again."""
+
+    id: int
+    step: int
+    index: int
+    """Of the prompt in the iteration."""
+    attempt: int
+    prompt: str
+    answer: str
+    tokens: list[str] = []
+    """The answer's, as text; of a long answer the first ones."""
+    kl: list[float] = []
+    """Nats of each token: log actor - log reference."""
+    terms: dict[str, float] = {}
+    """Of the reward, before their weights."""
+    reward: float
+    ended: bool = True
+    """By itself, and not at the limit."""
+    at: datetime
+    superseded: bool = False
+
+
 class LogLine(Record):
     """A part of one rank's log: whole lines."""
 
