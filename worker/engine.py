@@ -133,6 +133,11 @@ class Engine:
         """Where micro-batches must lie."""
         return torch.device(self._engine.device)
 
+    @property
+    def deepspeed(self) -> Any:
+        """DeepSpeed's own engine."""
+        return self._engine
+
     def settle(self) -> None:
         """Waits until the accelerator has done what it was given; at once on a host."""
         if self.device.type == "cuda":

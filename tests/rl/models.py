@@ -16,6 +16,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama with tied weights": {**_LLAMA, "tie_word_embeddings": True, "num_key_value_heads": 4},
     "gpt2 with learnt positions": {
         "model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3, "n_positions": 256,
+        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
     },
     "gpt_neox": {
         "model_type": "gpt_neox", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,

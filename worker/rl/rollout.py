@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
@@ -84,7 +85,7 @@ def sample(
 
 def bare(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside peft's wrapping."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(inner, PreTrainedModel)
     return inner
 

@@ -33,8 +33,8 @@ def check_cache(model: PreTrainedModel, longest: int) -> None:
     for layer in layers:
         if type(layer) is DynamicSlidingWindowLayer and layer.sliding_window < longest:
             raise BadSpec(
-                f"this {kind} model attends to its last {layer.sliding_window} tokens, and a prompt with its answer may "
-                f"have {longest}; lower stage.max_length to {layer.sliding_window}, or take a model of full attention"
+                f"this {kind} model attends to its last {layer.sliding_window} tokens, and a prompt with its answer "
+                f"may have {longest}; lower stage.max_length to that, or take a model of full attention"
             )
     if not layers or not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
         raise BadSpec(f"{kind} models keep more than keys and values; answers can be sampled of full attention alone")
@@ -49,21 +49,24 @@ class Slots(Cache):
     def __init__(self, slots: int, longest: int, device: torch.device):
         """Room for `slots` rows, of `longest` tokens at most. Memory is taken as rows grow."""
         super().__init__(layers=[])
+        self._own: list[_Layer] = []  # the same as `layers`, known by what they are
         self.lengths: list[int] = []
         self._slots, self._longest = slots, longest
         self._device = device
 
-    def append(self, prefilled: Cache, lengths: Sequence[int]) -> None:
+    def append(self, prefilled: DynamicCache, lengths: Sequence[int]) -> None:
         """Takes the rows of a left-padded forward pass, whose last `lengths[i]` columns are row i's."""
-        if not self.layers:
-            self.layers = [_Layer(layer, self._slots) for layer in prefilled.layers]
+        read = [_filled(layer) for layer in prefilled.layers]
+        if not self._own:
+            self._own = [_Layer(keys, values, self._slots) for keys, values in read]
+            self.layers = list(self._own)
         first = len(self.lengths)
         self.lengths += lengths
         self._make_room(max(self.lengths))
-        for ours, theirs in zip(self.layers, prefilled.layers, strict=True):
+        for layer, (keys, values) in zip(self._own, read, strict=True):
             for row, length in enumerate(lengths):
-                ours.keys[first + row, :, :length] = theirs.keys[row, :, -length:]
-                ours.values[first + row, :, :length] = theirs.values[row, :, -length:]
+                layer.keys[first + row, :, :length] = keys[row, :, -length:]
+                layer.values[first + row, :, :length] = values[row, :, -length:]
 
     def drop(self, row: int) -> None:
         """Frees a row's slot; the last row moves into it."""
@@ -72,7 +75,7 @@ class Slots(Cache):
         if row == last:
             return
         self.lengths[row] = length
-        for layer in self.layers:
+        for layer in self._own:
             layer.keys[row, :, :length] = layer.keys[last, :, :length]
             layer.values[row, :, :length] = layer.values[last, :, :length]
 
@@ -85,33 +88,38 @@ class Slots(Cache):
         width = max(self.lengths) + 1
         self._make_room(width)
         rows = torch.arange(len(self.lengths), device=self._device)
-        for layer in self.layers:
+        for layer in self._own:
             layer.open(rows, columns, width)
         self.lengths = [length + 1 for length in self.lengths]
         mask = torch.arange(width, device=self._device) <= columns[:, None]
         return columns[:, None], mask.long()
 
     def _make_room(self, width: int) -> None:
-        if width > self.layers[0].columns:
-            wanted = max(width, self.layers[0].columns * 3 // 2)
+        if width > self._own[0].columns:
+            wanted = max(width, self._own[0].columns * 3 // 2)
             wanted = min(max(self._longest, width), -(-wanted // _COLUMNS) * _COLUMNS)
-            for layer in self.layers:
+            for layer in self._own:
                 layer.widen(wanted)
 
 
-class _Layer(DynamicLayer):
+def _filled(layer: object) -> tuple[Tensor, Tensor]:
+    """A layer's keys and values after a forward pass."""
+    assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
+    return layer.keys, layer.values
+
+
+class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer's keys and values, [slots, heads, columns, size of a head]."""
 
     keys: Tensor
     values: Tensor
 
-    def __init__(self, like: DynamicLayer, slots: int):
-        super().__init__()
-        assert like.keys is not None and like.values is not None
-        self.lazy_initialization(like.keys, like.values)
-        # Zeros, not what happens to lie there: a mask takes away what is hidden by a weight of 0, and 0 x NaN is NaN.
-        self.keys = like.keys.new_zeros(slots, like.keys.shape[1], 0, like.keys.shape[3])
-        self.values = like.values.new_zeros(slots, like.values.shape[1], 0, like.values.shape[3])
+    def __init__(self, keys: Tensor, values: Tensor, slots: int):
+        """Room for the like of these keys and values."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.lazy_initialization(keys, values)
+        self.keys = keys.new_zeros(slots, keys.shape[1], 0, keys.shape[3])
+        self.values = values.new_zeros(slots, values.shape[1], 0, values.shape[3])
         self._width = 0
 
     @property
@@ -119,6 +127,7 @@ class _Layer(DynamicLayer):
         return self.keys.shape[2]
 
     def widen(self, columns: int) -> None:
+        # With zeros, not what happens to lie there: a mask hides by a weight of 0, and 0 x NaN is NaN.
         more = columns - self.columns
         self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, more))
         self.values = torch.nn.functional.pad(self.values, (0, 0, 0, more))
