@@ -56,9 +56,9 @@ class Normalised:
     def sentence(self) -> str:
         """For an event."""
         return (
-            f"The {self.answers} reference answers ({self.of}) had a mean score of {self.mean_before:.4f}; the score "
-            f"head is saved so that it is {self.mean:.1g}. It ranks {self.accuracy:.1%} of the pairs right, as saved "
-            f"({self.accuracy_before:.1%} before). Scores moved by the same amount, to {self.largest_deviation:.2%}."
+            f"The {self.answers} reference answers ({self.of}) had a mean score of {self.mean_before:.4f}; the "
+            f"score head is saved so that it is {self.mean:.1g}. It ranks {self.accuracy:.1%} of the pairs right "
+            f"({self.accuracy_before:.1%} before). Scores moved alike, within {self.largest_deviation:.1%}."
         )
 
 
