@@ -113,6 +113,7 @@ class Operator:
             store=self._store,
             rules=self._rules,
             up_since=self._up_since,
+            hint=self._wakeups.hint,
         )
         keeping = asyncio.create_task(self._leader.keep(lease))
         keeping.add_done_callback(lambda _: self._lost.set())

@@ -8,6 +8,8 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
+from sqlalchemy.engine import Connection
+
 from api.domain.decide import (
     Action,
     Begin,
@@ -25,14 +27,14 @@ from api.domain.decide import (
     decide,
     watched,
 )
-from api.domain.job import Attempt, Job, Phase, Reason
+from api.domain.job import FINAL, Attempt, Job, Phase, Reason
 from api.domain.observation import Observation
 from api.folder import Store
 from api.operator.cluster import CannotStart, Cluster, ClusterError
 from api.operator.collect import collect, remove_folder, remove_job, remove_unfinished, spool_folder
 from api.operator.handed import Unfit, handed_over
 from api.operator.leader import Leader
-from api.store import operations, operations_checkpoints, operations_load
+from api.store import operations, operations_checkpoints, operations_load, operations_steps
 from api.store.database import Database, utcnow
 from api.store.operations_leader import Lease, NotLeader
 from api.tokens import Tokens
@@ -61,6 +63,7 @@ class Steps:
         store: Path,
         rules: Rules,
         up_since: Callable[[], datetime],
+        hint: Callable[[str], None],
     ) -> None:
         self._lease = lease
         self._leader = leader
@@ -70,6 +73,7 @@ class Steps:
         self._store = store
         self._rules = rules
         self._up_since = up_since
+        self._hint = hint
 
     async def begin(self, job: Job, now: datetime) -> bool:
         """Records a new attempt of a job that has a place. False: the job has moved on since it was looked at."""
@@ -154,7 +158,8 @@ class Steps:
             case Stop():
                 await self._stop(job, _attempt(job), action)
             case Move():
-                await self._move(job, action)
+                # A retry of what it needs may be quicker.
+                await self._move(job, action, broken=action.reason is Reason.DEPENDENCY_FAILED)
             case Collect() if seen is not None:
                 return await collect(
                     job, seen, database=self._database, lease=self._lease, cluster=self._cluster, store=self._store
@@ -162,6 +167,8 @@ class Steps:
             case Settle(outcome, notes):
                 async with self._database.transaction() as session:
                     await operations.settle(session, self._lease, job, outcome, utcnow(), notes=notes)
+                if outcome.phase in FINAL:
+                    await self._hint_beside(job)
             case CleanUp():
                 await self._clean_up(job, _attempt(job))
             case Prune():
@@ -170,20 +177,32 @@ class Steps:
                 await self._purge(job)
         return None
 
-    async def _move(self, job: Job, move: Move) -> None:
-        await self._database.put(
-            partial(
-                operations.move,
-                lease=self._lease,
-                job=job,
-                phase=move.phase,
-                now=utcnow(),
+    async def _move(self, job: Job, move: Move, *, broken: bool = False) -> None:
+        """Changes the phase; `broken`: only if what the job needs will still not come."""
+
+        def moved(connection: Connection) -> None:
+            if broken:
+                operations_steps.check_broken(connection, job)
+            operations.move(
+                connection,
+                self._lease,
+                job,
+                move.phase,
+                utcnow(),
                 reason=move.reason,
                 message=move.message,
                 fresh=move.fresh,
                 fault=move.fault,
             )
-        )
+
+        await self._database.put(moved)
+        if move.phase in FINAL:
+            await self._hint_beside(job)
+
+    async def _hint_beside(self, job: Job) -> None:
+        """Wakes those that may have waited for the job."""
+        for id in await self._database.look(partial(operations_steps.waiting_beside, job_id=job.id)):
+            self._hint(id)
 
     async def _resolve(self, job: Job) -> None:
         try:
@@ -192,7 +211,8 @@ class Steps:
             await self._move(job, Move(Phase.FAILED, error.reason, error.message, fault=error.fault))
             return
         async with self._database.transaction() as session:
-            await operations.resolve(session, self._lease, job, inputs)
+            await operations_steps.resolve(session, self._lease, job, inputs)
+        self._hint(job.id)
 
     async def _ensure(self, job: Job, attempt: Attempt) -> None:
         async with self._database.reading() as session:

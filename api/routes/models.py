@@ -47,7 +47,8 @@ async def read(model: ModelId, control: Control) -> ModelView:
 
 @router.get("/{model}/lineage", responses=documented(404, 422))
 async def lineage(model: ModelId, control: Control) -> LineageView:
-    """What the model was made from: job, attempt, checkpoint, data."""
+    """What the model was made from: job, attempt, checkpoint, data, and the models that it came from; of each of these
+    the same, back to every file's hash, under `ancestors`."""
     row = await _get(control, model)
     return LineageView(**_view(control, row).model_dump(), lineage=row.lineage)
 

@@ -1,6 +1,7 @@
 """Models: what a job that succeeded hands over, registered with where it came from."""
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
@@ -30,7 +31,8 @@ async def register(
             .limit(1)
         )
     ).first()
-    inputs = job.inputs
+    data = {path: given for path, given in job.inputs.items() if given.get("rows") is not None}
+    parents = {path: given for path, given in job.inputs.items() if path not in data}
     lineage = {
         "job": job.id,
         "attempt": attempt,
@@ -38,12 +40,11 @@ async def register(
         "stage": job.stage,
         "spec_sha256": job.spec_sha256,
         "checkpoint": {"attempt": saved.attempt, "step": saved.step, "sha256": saved.sha256} if saved else None,
-        "data": {path: given["sha256"] for path, given in inputs.items() if given["kind"] == "file"},
+        "data": {path: given["sha256"] for path, given in data.items()},
         "parents": {
-            path: {"reference": given["reference"], "sha256": given["sha256"]}
-            for path, given in inputs.items()
-            if given["kind"] != "file"
+            path: {"reference": given["reference"], "sha256": given["sha256"]} for path, given in parents.items()
         },
+        "ancestors": await _ancestors(session, job.project_id, {given["sha256"] for given in parents.values()}),
     }
     models = [
         ModelRow(
@@ -65,6 +66,19 @@ async def register(
     session.add_all(models)
     await session.flush()
     return models
+
+
+async def _ancestors(session: AsyncSession, project: str, parents: set[str]) -> dict[str, Any]:
+    """All models that the ones of these hashes were made from, and they themselves, by their hashes: each with what it
+    is and its own lineage. Kept here, where it outlives them; flat, since most are the ancestor of several.
+    """
+    found: dict[str, Any] = {}
+    query = select(ModelRow).where(ModelRow.project_id == project, ModelRow.sha256.in_(parents))
+    for row in await session.scalars(query.order_by(ModelRow.created_at, ModelRow.id)):
+        own = {name: value for name, value in row.lineage.items() if name != "ancestors"}
+        found |= row.lineage.get("ancestors", {})
+        found[row.sha256] = {"name": row.name, "version": row.version, "kind": row.kind, "lineage": own}
+    return found
 
 
 async def _next_version(session: AsyncSession, project: str, name: str) -> int:
