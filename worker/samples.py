@@ -1,7 +1,7 @@
 """Which answers of an iteration are shown to people, and what of each. Imports no torch."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import accumulate
 
@@ -64,6 +64,24 @@ def shown(
         ended=ended,
         at=datetime.now(UTC),
     )
+
+
+def pieces(decode: Callable[[list[int]], str], ids: Sequence[int]) -> list[str]:
+    """The text of each token; together they are the text of all.
+
+    `decode` should keep special tokens. What takes several tokens, as a rare character may, belongs to the last of
+    them. Tokens are decoded with those before them: by itself a token may lose its blank.
+    """
+    found: list[str] = []
+    before, told = 0, 0
+    for end in range(1, len(ids) + 1):
+        known, text = decode(list(ids[before:told])), decode(list(ids[before:end]))
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids):
+            found.append("")
+        else:
+            found.append(text[len(known) :])
+            before, told = told, end
+    return found
 
 
 def _without_middle(text: str) -> str:

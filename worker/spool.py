@@ -105,7 +105,8 @@ class Spool:
     def _thin(self) -> None:
         """Gives up half of the samples, again and again while that does not do; then half of each curve."""
         reports = self._reports()
-        while self.bytes > self._limit and any(report.samples for report in reports):
+        # A good part of the room is won at once: all that there is must be read for it.
+        while self.bytes > self._limit * 3 // 4 and any(report.samples for report in reports):
             kept = _fewer(sample for report in reports for sample in report.samples)
             for report in reports:
                 samples = [sample for sample in report.samples if (sample.step, sample.index) in kept]
