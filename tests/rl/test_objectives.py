@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
@@ -178,7 +179,7 @@ def test_before_any_update_the_ratio_is_exactly_1_and_the_loss_is_less_the_advan
 
 def test_another_temperature_in_one_pass_alone_shows_in_the_ratio(actor: PreTrainedModel) -> None:
     batch = policy_batch(actor, moved=0.0)
-    assert float(policy_sums(actor, batch, clip=CLIP, temperature=1.0)[-1]) > 0.01
+    assert policy_sums(actor, batch, clip=CLIP, temperature=1.0).tolist()[-1] > 0.01
 
 
 def test_log_probabilities_are_those_of_all_logits_and_0_off_the_answers(actor: PreTrainedModel) -> None:
@@ -189,6 +190,48 @@ def test_log_probabilities_are_those_of_all_logits_and_0_off_the_answers(actor: 
     for row, t, token in choices():
         wanted[row, t] = whole[row, t, token]
     torch.testing.assert_close(found, wanted)
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 4, "vocab_size": VOCABULARY, "initializer_range": 0.3},
+    "qwen2": {**SIZES, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "gemma2": {**SIZES, "head_dim": 8, "num_key_value_heads": 2, "final_logit_softcapping": 3.0},
+    "gpt_neox": {**SIZES},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_log_probabilities_of_other_architectures_are_of_the_logits_that_they_give(kind: str) -> None:
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **OTHERS[kind])).eval()
+    batch = batch_of()
+    whole = (all_logits(model, batch) / TEMPERATURE).log_softmax(-1)
+    wanted = torch.stack([whole[choice] for choice in choices()])
+    torch.testing.assert_close(log_probabilities(model, batch, TEMPERATURE)[batch.mask], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_an_actor_without_its_adapters_is_the_model_that_it_was(actor: PreTrainedModel) -> None:
+    batch = batch_of()
+    before = log_probabilities(actor, batch, TEMPERATURE)
+    adapted = get_peft_model(actor, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)).eval()
+    assert not torch.allclose(log_probabilities(adapted, batch, TEMPERATURE), before, atol=1e-2)
+    with adapted.disable_adapter():
+        assert torch.equal(log_probabilities(adapted, batch, TEMPERATURE), before)
+
+
+def test_for_the_backward_pass_the_logits_are_kept_once(actor: PreTrainedModel) -> None:
+    batch = policy_batch(actor)
+    tokens = int(batch.mask.sum())
+    kept: dict[int, int] = {}  # bytes of tensors with a number for each token of the vocabulary, by where they lie
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.shape == (tokens, VOCABULARY):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        policy_sums(actor, batch, clip=CLIP, temperature=TEMPERATURE, entropy=BONUS)
+    assert list(kept.values()) == [tokens * VOCABULARY * 4]
 
 
 def test_in_bf16_the_softmax_is_still_fp32(actor: PreTrainedModel) -> None:

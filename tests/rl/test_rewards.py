@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from worker.contract.rewards import Reward
 from worker.errors import BadData, BadSpec, Diverged
-from worker.rl.rewards import Terms, combine, scaled, weighted
+from worker.rl.rewards import Terms, scaled, weighted
 from worker.rl.statistics import RunningStatistics
 
 pytestmark = pytest.mark.quick
@@ -97,10 +97,8 @@ def test_the_reward_is_the_weighted_sum_and_less_where_the_answer_was_cut_off() 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_term_that_is_no_number_ends_the_job_and_is_named(bad: float) -> None:
-    seen = RunningStatistics()
     with pytest.raises(Diverged, match="`model` is .* for answer 2 of 2"):
-        combine(TWO, {**FOUND, "model": [0.0, bad]}, [True, True], seen)
-    assert seen.count == 0
+        weighted(TWO, {**FOUND, "model": [0.0, bad]}, [True, True])
 
 
 def test_sums_are_clipped_after_they_are_scaled() -> None:
@@ -111,23 +109,29 @@ def test_sums_are_clipped_after_they_are_scaled() -> None:
     assert scaled(reward({"model": "m"}, clip=1.0), [0.5, -8.0], seen) == [0.5, -1]
 
 
-def test_the_scale_is_the_standard_deviation_of_all_sums_so_far_with_those_at_hand() -> None:
-    running, seen = reward({"model": "m"}, scale="running"), RunningStatistics()
-    combine(running, {"model": [1.0, 2.0]}, [True, True], seen)
-    found = combine(running, {"model": [5.0, 9.0]}, [True, True], seen)
+def learnt(spec: Reward, *iterations: list[float]) -> list[float]:
+    """What the last iteration's answers are learnt from, by a reward with one term."""
+    seen, found = RunningStatistics(), []
+    for values in iterations:
+        sums = weighted(spec, {"model": values}, [True] * len(values))
+        seen.update(sums)
+        found = scaled(spec, sums, seen)
+    return found
+
+
+def test_the_scale_is_the_standard_deviation_of_all_sums_so_far() -> None:
+    found = learnt(reward({"model": "m"}, scale="running"), [1.0, 2.0], [5.0, 9.0])
     assert found == pytest.approx([value / statistics.pstdev([1, 2, 5, 9]) for value in (5, 9)])
 
 
 @pytest.mark.parametrize("values", [[3.0], [3.0, 3.0], [0.1 + 0.2, 0.3]])
 def test_sums_that_do_not_vary_are_left_as_they_are(values: list[float]) -> None:
-    running = reward({"model": "m"}, scale="running")
-    assert combine(running, {"model": values}, [True] * len(values), RunningStatistics()) == values
+    assert learnt(reward({"model": "m"}, scale="running"), values) == values
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.floats(0.1, 10))
 def test_what_is_learnt_from_lies_within_the_clip_and_keeps_its_order(values: list[float], clip: float) -> None:
-    spec = reward({"model": "m"}, scale="running", clip=clip)
-    found = combine(spec, {"model": values}, [True] * len(values), RunningStatistics())
+    found = learnt(reward({"model": "m"}, scale="running", clip=clip), values)
     assert all(-clip <= value <= clip for value in found)
     ranked = [value for _, value in sorted(zip(values, found, strict=True))]
     assert ranked == sorted(ranked)

@@ -1,4 +1,7 @@
-"""Terms into one reward: their weighted sum, which is what is shown, and from it what is learnt from."""
+"""Terms into one reward: their weighted sum, which is what is shown, and from it what is learnt from.
+
+Give all answers of an iteration, of all ranks and in their order, so that each rank comes to the same.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,21 +37,9 @@ def weighted(reward: Reward, terms: Mapping[str, Sequence[float]], ended: Sequen
 def scaled(reward: Reward, sums: Sequence[float], seen: RunningStatistics) -> list[float]:
     """Weighted sums as they are learnt from: over the standard deviation of all that were `seen`, then clipped.
 
+    Those at hand should have been seen by then: the first ones have no others to be measured by.
     Nothing is subtracted, or good answers would look bad among better ones. Until sums vary they stay as they are.
     """
     divisor = seen.std if reward.scale == "running" and seen.std > _LEAST_STD else 1.0
     limit = math.inf if reward.clip is None else reward.clip
     return [min(max(value / divisor, -limit), limit) for value in sums]
-
-
-def combine(
-    reward: Reward, terms: Mapping[str, Sequence[float]], ended: Sequence[bool], seen: RunningStatistics
-) -> list[float]:
-    """What an iteration's answers are learnt from. `seen` takes in their weighted sums first.
-
-    Give all answers of an iteration, of all ranks and in their order, so that each rank comes to the same. Raises
-    Diverged.
-    """
-    sums = weighted(reward, terms, ended)
-    seen.update(sums)
-    return scaled(reward, sums, seen)
