@@ -1,0 +1,90 @@
+"""A PPO stopped or killed anywhere goes on as if nothing had been: curves and models equal to the last digit."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine import jobs
+from tests.engine.jobs import Ended, Plan
+from tests.engine.pool import Pool
+from tests.rl import ppo_jobs
+
+CURVES = ("ppo/reward", "ppo/kl", "ppo/kl_coef", "ppo/policy_loss", "ppo/value_loss", "ppo/actor_grad_norm", "ppo/length")
+# Everything that is carried from one iteration to the next: the KL's price, the rewards' spread, the average of the
+# weights; two epochs of two minibatches; held-out prompts in between.
+CHANGES: dict[str, Any] = {
+    "stage__steps": 3,
+    "stage__rollout": {"prompts": 12, "slots": 1, "max_new_tokens": 6},
+    "stage__ppo": {
+        "epochs": 2, "minibatches": 2, "ema": 0.9, "kl": {"coef": 0.1, "target": 0.05, "horizon": 100.0},
+    },
+    "stage__reward__scale": "running",
+    "evaluate": {"held_out": 0.2, "every_steps": 2},
+    "checkpoint": {"every_steps": 1},
+}  # fmt: skip
+
+
+def job(store: Path, **changes: Any) -> ppo_jobs.Job:
+    return ppo_jobs.ppo(store, **CHANGES | changes)
+
+
+def lived_through(pool: Pool, job: ppo_jobs.Job, plans: list[Plan]) -> tuple[dict[str, Any], list[Ended]]:
+    """All curves of a job whose attempts met `plans` (and then one without trouble), and the hashes of its outputs."""
+    curves: dict[str, dict[int, float]] = {name: {} for name in (*CURVES, "eval/reward")}
+    lives = []
+    for number, plan in enumerate([*plans, Plan()], start=1):
+        ended = pool.run(jobs.attempt, job, number, plan)[0]
+        lives.append(ended)
+        assert ended.outcome in ("Finished", "Killed", "Stopped"), ended.message
+        kept = ended.resumed_from or 0
+        for name, points in curves.items():
+            curves[name] = {step: value for step, value in points.items() if step <= kept} | ended.curve(name)
+        if ended.outcome == "Finished":
+            break
+    assert lives[-1].outcome == "Finished"
+    return {**curves, "weights": weights(job, lives[-1])}, lives
+
+
+def weights(job: ppo_jobs.Job, ended: Ended) -> dict[str, str]:
+    """The hash of each output's weights."""
+    from worker.contract.manifest import file_sha256
+
+    return {
+        output["kind"]: file_sha256(job.store / output["path"] / "model.safetensors") for output in ended.outputs
+    }
+
+
+@pytest.mark.parametrize("zero", [0, 2])
+def test_a_stop_within_a_rollout_and_one_within_an_epoch_change_no_digit(one: Pool, tmp_path: Path, zero: int) -> None:
+    whole, _ = lived_through(one, job(tmp_path / "whole", deepspeed__zero=zero), [])
+    assert len(whole["ppo/reward"]) == 3 and set(whole["weights"]) == {"model", "ema", "critic"}
+    # In the second of three chunks of a rollout; in the second epoch; killed in the next rollout; in the one after.
+    plans = [Plan(stop_at=70), Plan(stop_at=78), Plan(kill_at=60), Plan(stop_at=100)]
+    broken, lives = lived_through(one, job(tmp_path / "broken", deepspeed__zero=zero), plans)
+    assert broken == whole
+    parts = {m["checkpoint"].get("part", 0) for life in lives for m in life.said if m["kind"] == "checkpoint"}
+    assert len(parts) > 2, "no stop fell within an iteration: the test shows nothing"
+
+
+def test_two_ranks_resume_to_the_last_digit(two: Pool, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"resources": {"per_node": 2}, "deepspeed__zero": 2}
+    whole, _ = lived_through(two, job(tmp_path / "whole", **changes), [])
+    plans = [Plan(stop_at=20, only_rank=1), Plan(stop_at=60)]
+    broken, _ = lived_through(two, job(tmp_path / "broken", **changes), plans)
+    assert broken == whole
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("zero", [0, 2, 3])
+@pytest.mark.parametrize("seed", range(8))
+def test_any_number_of_stops_and_kills_change_no_digit(one: Pool, tmp_path: Path, zero: int, seed: int) -> None:
+    draws = random.Random(seed)
+    whole, _ = lived_through(one, job(tmp_path / "whole", deepspeed__zero=zero), [])
+    plans = [
+        Plan(stop_at=draws.randint(1, 200)) if draws.random() < 0.6 else Plan(kill_at=draws.randint(1, 200))
+        for _ in range(draws.randint(2, 6))
+    ]
+    broken, _ = lived_through(one, job(tmp_path / "broken", deepspeed__zero=zero), plans)
+    assert broken == whole
