@@ -24,8 +24,7 @@ class Server:
     """A service on a free port whose answers the test chooses; it keeps what it was asked."""
 
     def __init__(self) -> None:
-        self.asked: list[Any] = []
-        self.answer: Callable[[Any], Any] = lambda asked: {"scores": [float(len(a)) for a in asked["answers"]]}
+        self.begin()
         app = FastAPI()
 
         @app.post("/score")
@@ -41,17 +40,28 @@ class Server:
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
         self._thread.start()
 
+    def begin(self) -> None:
+        """Forgets what it was asked, and scores by length."""
+        self.asked: list[Any] = []
+        self.answer: Callable[[Any], Any] = lambda asked: {"scores": [float(len(a)) for a in asked["answers"]]}
+
     def stop(self) -> None:
         self._server.should_exit = True
         self._thread.join(10)
         self._socket.close()
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
+@pytest.fixture(scope="module")
+def running() -> Iterator[Server]:
     made = Server()
     yield made
     made.stop()
+
+
+@pytest.fixture
+def server(running: Server) -> Server:
+    running.begin()
+    return running
 
 
 def service(url: str, **more: Any) -> Service:
@@ -140,10 +150,11 @@ def test_when_patience_is_over_the_attempt_fails_and_says_what_was_last_heard(se
     assert len(server.asked) > 1
 
 
-def test_a_service_that_nobody_listens_for_cannot_be_reached(server: Server) -> None:
-    server.stop()
+def test_a_service_that_nobody_listens_for_cannot_be_reached() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        url = f"http://127.0.0.1:{gone.getsockname()[1]}/"
     with pytest.raises(WorkerFailure, match=r"cannot be reached \(ConnectError"):
-        ask(service(server.url, patience=0.5), ["a"])
+        ask(service(url, patience=0.5), ["a"])
 
 
 def test_a_call_that_takes_too_long_is_given_up_and_made_again(server: Server) -> None:
