@@ -27,6 +27,8 @@ STAGES = {
     "pretrain": "worker.stages.pretrain",
     "sft": "worker.stages.sft",
     "reward": "worker.stages.reward",
+    "ppo": "worker.stages.ppo",
+    "evaluate": "worker.stages.evaluate",
     "rehearse": "worker.stages.rehearse",
 }
 _TRACEBACK_LINES = 30
