@@ -90,5 +90,14 @@ def check_accelerator(spec: JobSpec) -> None:
         )
 
 
+def own_device() -> torch.device:
+    """Where this rank computes, without an engine to tell it: its own GPU, or the host."""
+    if not _uses_cuda():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device
+
+
 def _uses_cuda() -> bool:
     return os.environ.get("DS_ACCELERATOR") != "cpu" and torch.cuda.is_available()

@@ -218,9 +218,11 @@ def _read_model(
         if getattr(config, "quantization_config", None) is not None:
             raise BadSpec(f"{path}: {name} is quantized; training needs its weights in full")
         auto: Any = AutoModelForCausalLM
+        classifies = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or [])
+        if classifies and not scalar:
+            raise BadSpec(f"{path}: {name} scores texts, and writes none; give a language model")
         if scalar:
             auto = AutoModelForSequenceClassification
-            classifies = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or [])
             if classifies and config.num_labels != 1:
                 raise BadSpec(f"{path}: {name} tells {config.num_labels} classes apart: it is no reward model")
             config.num_labels = 1

@@ -194,22 +194,40 @@ class _Prompt:
     """None: there is no chat template, and answers are tokenized by themselves."""
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, line: int, row: Row) -> tuple[_Prompt, list[str]]:
+def answer_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], answer: str, end: int
+) -> list[int]:
+    """A prompt, an answer's words and `end`, as a reward model with this tokenizer reads them.
+
+    Raises TemplateChanges and TemplateError as `worker.dialogue.answered` does.
+    """
+    prompt, (text,) = _together(tokenizer, messages, [answer])
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    found: list[int] = _ended(prompt, ids, text, tokenizer, end).tolist()
+    return found
+
+
+def _together(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], answers: list[str]
+) -> tuple[_Prompt, list[str]]:
     """The prompt, and what is tokenized of each answer: with a template, the prompt and the answer together."""
+    ids = prompt_ids(tokenizer, list(messages))
+    if not tokenizer.chat_template:
+        return _Prompt(ids, None), answers
+    turns = [Turn.model_validate(message) for message in messages]
+    pairs = [answered(tokenizer, turns, answer) for answer in answers]
+    return _Prompt(ids, pairs[0][0]), [prompt + answer for prompt, answer in pairs]
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, line: int, row: Row) -> tuple[_Prompt, list[str]]:
     assert isinstance(row, Pair | Ranked)
-    messages = as_messages(row.prompt)
     answers = [row.chosen, row.rejected] if isinstance(row, Pair) else [answer.text for answer in row.answers]
     try:
-        ids = prompt_ids(tokenizer, messages)
-        if not tokenizer.chat_template:
-            return _Prompt(ids, None), answers
-        turns = [Turn.model_validate(message) for message in messages]
-        pairs = [answered(tokenizer, turns, answer) for answer in answers]
+        return _together(tokenizer, as_messages(row.prompt), answers)
     except TemplateChanges as error:
         raise BadData(f"line {line}: the chat template changes its own prefix: {error}") from None
     except TemplateError as error:
         raise BadData(f"line {line}: the chat template refuses the dialogue: {error}") from None
-    return _Prompt(ids, pairs[0][0]), [prompt + answer for prompt, answer in pairs]
 
 
 def _ended(

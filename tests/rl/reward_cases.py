@@ -102,3 +102,21 @@ def scores_of(rank: int, world: int, folder: str, ids: list[list[int]]) -> list[
     model, tokenizer = reward_model(input_at(Path(folder)), "it", Path(folder), torch.float32, [])
     with torch.no_grad():
         return scores(model, token_rows(ids, pad_id=int(tokenizer.pad_token_id))).tolist()
+
+
+def rewards_of(rank: int, world: int, folder: str, said: list[list[str]]) -> list[float]:
+    """The worker's own scores of (prompt, answer) in words."""
+    from pathlib import Path
+
+    import torch
+
+    from tests.model.conftest import input_at
+    from worker.dialogue import answer_end
+    from worker.pairs import answer_ids
+    from worker.scores import reward_model, scores, token_rows
+
+    model, tokenizer = reward_model(input_at(Path(folder)), "it", Path(folder), torch.float32, [])
+    end = answer_end(tokenizer, "it")
+    rows = [answer_ids(tokenizer, [{"role": "user", "content": prompt}], answer, end) for prompt, answer in said]
+    with torch.no_grad():
+        return scores(model, token_rows(rows, pad_id=int(tokenizer.pad_token_id))).tolist()

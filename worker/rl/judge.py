@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from worker.contract.ppo import PpoStage
-from worker.contract.rows import Turn
-from worker.dialogue import answered
 from worker.rl.course import Course
 from worker.rl.experience import Judged, Rolled, taken
 from worker.rl.objectives import AnswerBatch, answer_batch, log_probabilities
 from worker.rl.prompts import PromptRow
+from worker.rl.reading import by_model
 from worker.rl.rewards import Terms
-from worker.rl.roles import RewardModel, Roles
-from worker.scores import scores, token_rows, values
+from worker.rl.roles import Roles
+from worker.scores import values
 
 
 class Judge:
@@ -75,30 +74,10 @@ class Judge:
         """The reward's terms, by their names."""
         rows = [prompts[a.row] for a in rolled]
         texts = self.texts(rolled)
-        found = {title: self._by_model(model, rolled, rows, texts) for title, model in self._roles.rewards.items()}
+        found = {title: by_model(model, rolled, rows, texts) for title, model in self._roles.rewards.items()}
         return found | self._terms.score(rows, texts, [len(a.answer) for a in rolled])
 
     def texts(self, rolled: Sequence[Rolled]) -> list[str]:
         """The answers' words, without the token that ends them."""
         tokenizer = self._roles.tokenizer
         return [str(tokenizer.decode(a.answer, skip_special_tokens=True)) for a in rolled]
-
-    def _by_model(
-        self, model: RewardModel, rolled: Sequence[Rolled], rows: Sequence[PromptRow], texts: Sequence[str]
-    ) -> list[float]:
-        """Scores of a reward model, which reads an answer as it has learnt to: with its end, also where it was cut."""
-        if model.reads_ids:
-            read = [[*a.prompt, *a.answer, *([] if a.ended else [model.end])] for a in rolled]
-        else:
-            read = [_in_words_of(model, row, text) for row, text in zip(rows, texts, strict=True)]
-        pad = model.tokenizer.pad_token_id
-        assert isinstance(pad, int)
-        found: list[float] = model.model.compute(token_rows(read, pad_id=pad), scores).tolist()
-        return found[: len(rolled)]
-
-
-def _in_words_of(model: RewardModel, row: PromptRow, text: str) -> list[int]:
-    """A dialogue by the reward model's own template and tokens."""
-    prompt, answer = answered(model.tokenizer, [Turn.model_validate(turn) for turn in row.messages], text)
-    ids: list[int] = model.tokenizer(prompt + answer, add_special_tokens=False)["input_ids"]
-    return ids if ids[-1] == model.end else [*ids, model.end]
