@@ -1,4 +1,4 @@
-"""The client: `Client(url)`, and its `jobs`, `files` and `models`.
+"""The client: `Client(url)`, and its `jobs`, `pipelines`, `files` and `models`.
 
 with Client("http://127.0.0.1:8000") as client:
     file = client.files.upload(Path("rows.jsonl"))
@@ -12,6 +12,7 @@ from typing import Any, Self
 from client.files import Files
 from client.jobs import Jobs
 from client.models import Models
+from client.pipelines import Pipelines
 from client.transport import Transport
 from worker.contract.estimate import Estimate
 from worker.contract.spec import JobSpec
@@ -32,6 +33,7 @@ class Client:
         self.jobs = Jobs(self._transport)
         self.files = Files(self._transport)
         self.models = Models(self._transport)
+        self.pipelines = Pipelines(self._transport)
 
     @property
     def url(self) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from client.commands import estimate, files, jobs, logs, metrics, models, samples, serve, submit, watch
+from client.commands import estimate, files, jobs, logs, metrics, models, pipelines, samples, serve, submit, watch
 from client.problems import ApiError
 from client.terminal import fail
 from worker.contract.check import InvalidSpec
@@ -23,6 +23,7 @@ for part in (serve, submit, estimate, watch, jobs, logs, metrics, samples):
     app.add_typer(part.app)
 app.add_typer(files.app, name="files")
 app.add_typer(models.app, name="models")
+app.add_typer(pipelines.app, name="pipeline")
 app.add_typer(models.talk)
 
 

@@ -52,6 +52,9 @@ class Job(Record):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     cloned_from: str | None = None
+    pipeline_id: str | None = None
+    """The pipeline that it is a step of, and `step` its name there."""
+    step: str | None = None
 
     @property
     def ranks(self) -> int:
@@ -161,7 +164,7 @@ class Model(Record):
     @property
     def reference(self) -> str:
         """What a spec calls it."""
-        return f"models/{self.name}@{self.version}"
+        return f"models/{self.name}@{self.version}" if self.kind in ("model", "adapter") else f"models/{self.id}"
 
 
 class Sample(Record):
@@ -193,3 +196,75 @@ class LogLine(Record):
     attempt: int = 0
     rank: int
     text: str
+
+
+class Need(Record):
+    """An output of another step that a step takes."""
+
+    path: str
+    step: str
+    output: str
+    job: str
+
+
+class Step(Record):
+    """A step of a pipeline: where its job (`id`) is."""
+
+    step: str
+    id: str
+    name: str
+    stage: str
+    needs: list[Need] = []
+    phase: str
+    desired: str = "run"
+    retry_requested: bool = False
+    reason: str | None = None
+    fault: str | None = None
+    message: str = ""
+    attempt: int = 0
+    progress: Progress | None = None
+    activity: str | None = None
+    event_count: int = 0
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    models: list[Handed] = []
+
+    @property
+    def final(self) -> bool:
+        """Whether it is over, for ever or until a retry."""
+        return self.phase in FINAL and not self.retry_requested
+
+
+class Pipeline(Record):
+    """Jobs joined by their outputs; `steps` each after all that it needs."""
+
+    id: str
+    name: str
+    metadata: dict[str, str] = {}
+    phase: str
+    created_at: datetime
+    finished_at: datetime | None = None
+    steps: list[Step]
+
+    @property
+    def final(self) -> bool:
+        """Whether all steps are over, for ever or until a retry."""
+        return self.phase in FINAL
+
+    @property
+    def resting(self) -> bool:
+        """Whether it is paused and meant to stay so."""
+        return self.phase == "paused" and all(step.final or step.desired == "pause" for step in self.steps)
+
+    def step(self, name: str) -> Step:
+        """One step by its name. Raises KeyError."""
+        return {step.step: step for step in self.steps}[name]
+
+
+class PipelineDryRun(Record):
+    """What a POST of a pipeline would make: its steps in an order that holds, their specs, and what they refer to."""
+
+    name: str
+    order: list[str]
+    steps: dict[str, dict[str, Any]]
+    inputs: dict[str, dict[str, Any]]

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from client.problems import ApiError, Problem, Unreachable
-from client.records import Attempt, Job
+from client.records import Attempt, Job, Step
 from worker.contract.check import InvalidSpec
 
 # A pipe has no width: what goes into it is not cut to one.
@@ -70,7 +70,7 @@ def escape(text: str) -> str:
     return markup.escape(plain(text))
 
 
-def progress_of(job: Job | Attempt) -> str:
+def progress_of(job: Job | Step | Attempt) -> str:
     """`63/120`, as far as it is known."""
     if job.progress is None:
         return ""

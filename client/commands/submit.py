@@ -6,7 +6,7 @@ import typer
 
 from client.commands.options import AsJson, Server
 from client.commands.watch import left_running, watch_job
-from client.specfiles import change, read
+from client.specfiles import BadFile, change, read
 from client.terminal import escape, out, print_json, say
 from worker.contract.check import parse_spec
 
@@ -36,6 +36,8 @@ def submit(
 ) -> None:
     """Send a job spec to the control plane."""
     wanted = change(read(source), settings or [])
+    if "steps" in wanted and "stage" not in wanted:
+        raise BadFile(f"{source} holds a pipeline; send it with `rlhf pipeline submit`")
     if dry_run:
         checked = server.jobs.dry_run(wanted)
         if as_json:

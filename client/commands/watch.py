@@ -12,8 +12,9 @@ from client.api import Client
 from client.commands.followed import Followed
 from client.commands.options import AsJson, JobOrNewest, Server, job_or_newest
 from client.commands.picture import Picture, event_line, numbers
-from client.problems import Unreachable
-from client.records import Job
+from client.commands.watch_pipeline import watch_pipeline
+from client.problems import Ambiguous, Unreachable
+from client.records import Job, Pipeline
 from client.terminal import (
     INTERRUPTED,
     REFUSED,
@@ -36,15 +37,32 @@ EVERY = 0.5
 
 @app.command()
 def watch(server: Server, job: JobOrNewest = None, json_lines: AsJson = False) -> None:
-    """Follow a job to its end. Exit code 0 only if it succeeds; Ctrl-C leaves it running."""
-    found = job_or_newest(server, job)
+    """Follow a job, or a pipeline, to its end. Exit code 0 only if it succeeds; Ctrl-C leaves it running."""
+    found = _found(server, job)
     with left_running(found):
+        if isinstance(found, Pipeline):
+            raise typer.Exit(watch_pipeline(server, found, as_json=json_lines))
         raise typer.Exit(watch_job(server, found, as_json=json_lines))
 
 
+def _found(server: Client, name: str | None) -> Job | Pipeline:
+    """What a person means: of a job and a pipeline whose names only begin so, the one that there is."""
+    if name is None or name.startswith("job-"):
+        return job_or_newest(server, name)
+    if name.startswith("pipe-") or any(server.pipelines.all(name=name, limit=1)):
+        return server.pipelines.find(name)
+    try:
+        return server.jobs.find(name)
+    except Ambiguous as error:
+        try:
+            return server.pipelines.find(name)
+        except Ambiguous:
+            raise error from None
+
+
 @contextmanager
-def left_running(job: Job) -> Iterator[None]:
-    """Ctrl-C ends the watching, not the job; that is said."""
+def left_running(job: Job | Pipeline) -> Iterator[None]:
+    """Ctrl-C ends the watching, not the work; that is said."""
     try:
         yield
     except KeyboardInterrupt:
