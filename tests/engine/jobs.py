@@ -5,6 +5,8 @@ import json
 import os
 import random
 import socket
+import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,9 @@ class PlannedChannel(Channel):
         self.launcher, end = socket.socketpair()
         super().__init__(end, rank=rank)
         self._plan, self._looks = plan, 0
+        self._heard = bytearray()
+        # Read as it comes, as a launcher does: a rank with much to say would wait for room.
+        threading.Thread(target=self._listen, daemon=True).start()
         # A channel ends its process when its launcher is gone; these launchers live as long as the pool.
         _ALIVE.append(self)
 
@@ -181,14 +186,17 @@ class PlannedChannel(Channel):
     def said(self) -> list[dict[str, Any]]:
         """All that was told to the launcher so far."""
         self.flush()
-        self.launcher.setblocking(False)
-        data = b""
-        try:
-            while chunk := self.launcher.recv(2**20):
-                data += chunk
-        except BlockingIOError:
-            pass
-        return [json.loads(line) for line in data.splitlines()]
+        # What was sent before is in the socket now; this comes after it.
+        self.event("Heard", "")
+        self.flush()
+        while b'"Heard"' not in self._heard:
+            time.sleep(0.001)
+        lines = [json.loads(line) for line in bytes(self._heard).splitlines()]
+        return [line for line in lines if line.get("event", {}).get("type") != "Heard"]
+
+    def _listen(self) -> None:
+        while chunk := self.launcher.recv(2**20):
+            self._heard += chunk
 
 
 _ALIVE: list[Channel] = []
