@@ -201,6 +201,22 @@ async def test_a_stream_of_samples_goes_on_after_the_last_id_and_ends_with_the_j
     assert [event.data["step"] for event in of_a_step if event.event != "end"] == [3]
 
 
+async def test_a_stream_does_not_end_before_all_is_read_that_one_poll_cannot(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two samples a poll.
+    monkeypatch.setattr(streams, "_BATCH", 20)
+    job, worker = await working(plane)
+    async with following(plane, f"/v1/jobs/{job}/samples/stream") as sent:
+        await worker.report(samples=answers(1, 0))
+        await take(sent, 1)
+        await worker.report(samples=answers(2, *range(9)))
+        await plane.set(job, phase="succeeded")
+        rest = await take(sent, 10)
+    assert [event.data["index"] for event in rest[:9]] == list(range(9))
+    assert rest[9].event == "end"
+
+
 async def test_a_list_becomes_a_stream_after_a_row(plane: Plane) -> None:
     job, worker = await working(plane)
     await worker.report(samples=answers(1, 0, 1, 2))

@@ -14,9 +14,10 @@ import pytest
 
 from tests.process.attempts import until
 from worker.channel import SIGN_EVERY, Channel
-from worker.contract.protocol import Checkpoint, Event, Finish, Termination
+from worker.contract.protocol import Checkpoint, Event, Finish, Sample, Termination
 from worker.errors import Stopped, WorkerFailure
 from worker.outbox import METRICS_A_REPORT, Outbox
+from worker.samples import shown
 
 pytestmark = pytest.mark.quick
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -83,6 +84,16 @@ def test_numbers_that_json_cannot_hold_are_left_out(line: Line) -> None:
     line.channel.report("training", step=3, metrics={"train/loss": float("nan"), "train/lr": 1e-4})
     (said,) = line.heard()
     assert said["metrics"] == {"train/lr": 1e-4}
+
+
+def test_only_the_first_rank_s_word_of_an_answer_is_passed_on() -> None:
+    sample = shown(step=1, index=2, prompt="well?", answer="yes", tokens=["yes"], kl=[0.5], reward=1.0, ended=True)
+    first, second = Line(0), Line(1)
+    for line in (first, second):
+        line.channel.sample(sample)
+    [said] = first.heard()
+    assert (said["kind"], Sample.model_validate(said["sample"])) == ("sample", sample)
+    assert second.heard() == []
 
 
 def test_a_metric_without_a_name_in_the_table_is_refused_where_it_is_made(line: Line) -> None:
