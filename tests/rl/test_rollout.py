@@ -26,7 +26,9 @@ def answers(
     model: nn.Module, prompts: Sequence[Sequence[int]], *, slots: int = 4, seed: int = 0, **more: Any
 ) -> list[Answer]:
     settings: dict[str, Any] = {"seeds": [seed * 1000 + n for n in range(len(prompts))], "ends": ENDS, "pad_id": 0}
-    settings |= {key: more.pop(key) for key in ("seeds", "ends", "between", "greedy", "pad_id") if key in more}
+    settings |= {
+        key: more.pop(key) for key in ("seeds", "ends", "between", "greedy", "pad_id", "limits") if key in more
+    }
     rollout = Rollout(**({"max_new_tokens": 20} | more))
     return sample(model, prompts, rollout=rollout, slots=slots, device=torch.device("cpu"), **settings)
 
@@ -91,6 +93,14 @@ def test_a_limit_of_one_token_gives_one() -> None:
 def test_answers_that_reach_the_limit_have_not_ended() -> None:
     found = answers(model_of(LLAMA), prompts_of(7), ends=frozenset(), max_new_tokens=9)
     assert [(len(answer.ids), answer.ended) for answer in found] == [(9, False)] * 7
+
+
+def test_each_answer_may_have_a_limit_of_its_own() -> None:
+    model, prompts, limits = model_of(LLAMA), prompts_of(7), [3, 1, 9, 20, 2, 4, 1]
+    found = answers(model, prompts, ends=frozenset(), limits=limits)
+    assert [len(answer.ids) for answer in found] == limits
+    longer = answers(model, prompts, ends=frozenset())
+    assert [answer.ids for answer in found] == [a.ids[:n] for a, n in zip(longer, limits, strict=True)]
 
 
 def test_an_answer_holds_the_token_that_ended_it_once_and_last() -> None:

@@ -43,7 +43,7 @@ class _Row:
     """An answer at work."""
 
     prompt: int  # its place among the prompts
-    uniforms: Tensor  # [max_new_tokens]
+    uniforms: Tensor  # one for each of its tokens, at most
     ids: list[int] = field(default_factory=list)
 
 
@@ -59,6 +59,7 @@ def sample(
     device: torch.device,
     between: Callable[[], None] = lambda: None,
     greedy: bool = False,
+    limits: Sequence[int] | None = None,
 ) -> list[Answer]:
     """An answer to every prompt (token ids), in their order.
 
@@ -66,6 +67,7 @@ def sample(
     token of `ends` ends an answer, `rollout.max_new_tokens` at the latest; `pad_id` may be any token. `slots` answers
     are sampled side by side. `between` is called before every forward pass, whose number differs between ranks; what
     it raises passes through. `greedy` takes the likeliest tokens, and no account of seeds, temperature and top_p.
+    `limits` are the most tokens of each answer, where they are not `rollout.max_new_tokens` for all.
 
     Raises BadSpec for models that keep more than keys and values of full attention, Diverged where logits are no
     numbers.
@@ -80,7 +82,7 @@ def sample(
 
     sampler = Sampler(forward, rollout, slots, ends, pad_id, device, greedy)
     with torch.no_grad():
-        return sampler.answers(prompts, seeds)
+        return sampler.answers(prompts, seeds, limits)
 
 
 def bare(model: nn.Module) -> PreTrainedModel:
@@ -112,23 +114,26 @@ class Sampler:
         self._sampling = Sampling.of(self.rollout, greedy=self.greedy)
         self._ends = torch.tensor(sorted(self.ends), dtype=torch.long, device=self.device)
 
-    def answers(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Answer]:
+    def answers(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], limits: Sequence[int] | None = None
+    ) -> list[Answer]:
         """An answer to every prompt, in their order."""
         if len(seeds) != len(prompts) or not all(map(len, prompts)):
             raise ValueError("every prompt has a seed and at least one token")
-        limit = self.rollout.max_new_tokens
+        limits = limits or [self.rollout.max_new_tokens] * len(prompts)
         waiting = deque(range(len(prompts)))
         rows: list[_Row] = []
         done: dict[int, Answer] = {}
         # An answer's last token is never read.
-        cache = Slots(self.slots, max(map(len, prompts), default=0) + limit - 1, self.device)
+        longest = max((len(prompt) + limit - 1 for prompt, limit in zip(prompts, limits, strict=True)), default=0)
+        cache = Slots(self.slots, longest, self.device)
         while waiting or rows:
             free = min(self.slots - len(rows), len(waiting))
             if free and free >= min(len(waiting), self._refill_at):
                 new = [waiting.popleft() for _ in range(free)]
                 for group in _alike(new, prompts):
                     logits = self._read([prompts[at] for at in group], cache)
-                    fresh = [_Row(at, uniforms(seeds[at], limit)) for at in group]
+                    fresh = [_Row(at, uniforms(seeds[at], limits[at])) for at in group]
                     self._extend(fresh, logits)
                     rows += fresh
             else:
@@ -136,7 +141,7 @@ class Sampler:
             # From the last on, so that the row that moves into a place has been looked at.
             for at in reversed(range(len(rows))):
                 ended = rows[at].ids[-1] in self.ends
-                if ended or len(rows[at].ids) == limit:
+                if ended or len(rows[at].ids) == limits[rows[at].prompt]:
                     done[rows[at].prompt] = Answer(rows[at].ids, ended)
                     rows[at] = rows[-1]
                     rows.pop()
