@@ -31,6 +31,7 @@ TRIPPING = [
     ("length", Observed(length=1.9), "1.9 tokens on average, fewer than 2"),
     ("length", Observed(length=math.nan), "nan tokens"),
     ("length", Observed(length=64.0, cut=1.0), "100.0% of the answers were cut off"),
+    ("length", Observed(cut=0.98), "98.0% of the answers were cut off"),
     ("ratio", Observed(ratio_error=2e-4), "off 1 by 0.0002, more than 0.0001"),
     ("ratio", Observed(ratio_error=math.inf), "off 1 by inf"),
     ("ratio", Observed(ratio_error=math.nan), "off 1 by nan"),

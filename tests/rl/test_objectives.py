@@ -170,6 +170,28 @@ def test_the_critics_step_is_that_of_numpy(critic: PreTrainedModel, clip: float 
     assert relative(ours, theirs) < 1e-5
 
 
+class Fixed(nn.Module):
+    """Gives the logits ln 1, ln 2, ln 3, ln 4 everywhere: probabilities .1 .2 .3 .4."""
+
+    def forward(self, **given: Any) -> Any:
+        shape = (*given["input_ids"].shape, 4)
+        return type("Out", (), {"logits": torch.tensor([1.0, 2, 3, 4]).log().expand(shape)})()
+
+
+def test_the_clip_keeps_only_those_tokens_from_learning_that_went_their_way_already() -> None:
+    batch = answer_batch([[0]], [[3, 3, 3, 3, 3]], pad_id=0)
+    ratios = torch.tensor([[1.5, 1.5, 1.5, 0.5, 0.5, 1]])
+    advantages = torch.tensor([[1.0, -1, -1, 1, -1, 9]])
+    old = (0.4 / ratios).log()
+    found = policy_sums(
+        Fixed(), PolicyBatch(**vars(batch), old_logprobs=old, advantages=advantages), clip=0.2, temperature=1.0
+    )
+    # -1.2 (clipped), 1.5, 1.5, -.5 and .8 (clipped); by k3: 3 (.5 - ln 1.5) + 2 (-.5 - ln .5)
+    wanted = {"loss": 2.1, "policy_loss": 2.1, "clipped": 2, "tokens": 5, "ratio_error": 0.5}
+    wanted |= {"entropy": 5 * 1.279854, "step_kl": 0.669899}
+    assert dict(zip(POLICY_SUMS, found.tolist(), strict=True)) == pytest.approx(wanted, rel=1e-5)
+
+
 def test_before_any_update_the_ratio_is_exactly_1_and_the_loss_is_less_the_advantages(actor: PreTrainedModel) -> None:
     batch = policy_batch(actor, moved=0.0)
     told = dict(zip(POLICY_SUMS, policy_sums(actor, batch, clip=CLIP, temperature=TEMPERATURE).tolist(), strict=True))
