@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from api import hub
 from api.fit import unfit
 from api.folder import Store
+from api.services import unfit_services
 from api.settings import Settings
 from api.store import files, models
 from api.store.database import Database
@@ -41,7 +42,7 @@ class Resolver:
 
     async def resolve(self, spec: JobSpec, *, data: bool = True) -> dict[str, Input]:
         """The inputs by their path in the spec; without `data` only models. Raises InvalidSpec with all problems."""
-        problems = self._unfit(spec)
+        problems = self._unfit(spec) + unfit_services(spec, self._settings)
         found: dict[str, Input] = {}
         for wanted in references(spec):
             if wanted.kind == "data" and not data:

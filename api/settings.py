@@ -49,6 +49,10 @@ class Settings(BaseSettings):
         default_factory=lambda: [Path.cwd()],
         description=f"folders, joined by {os.pathsep!r}, whose models and data a spec may name by path",
     )
+    allowed_services: Annotated[list[str], NoDecode] = Field(
+        default=[],
+        description="URLs, joined by blanks, under which a spec's reward services lie; this machine's own always may",
+    )
     max_body: Annotated[int, Field(ge=1024)] = Field(default=MIB, description="bytes of a JSON body")
     max_file: Annotated[int, Field(ge=1)] = Field(default=512 * MIB, description="bytes of a data file")
     hub_timeout: Annotated[float, Field(gt=0, le=60)] = Field(default=5.0, description="for one question to the hub")
@@ -60,6 +64,18 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @field_validator("allowed_services", mode="before")
+    @classmethod
+    def _services(cls, value: Any) -> Any:
+        found = value.split() if isinstance(value, str) else value
+        for url in found if isinstance(found, list) else []:
+            parts = urlsplit(str(url))
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+                raise ValueError(
+                    f"{url} is not the beginning of a service's URL; write such as https://rewards.example/v1"
+                )
+        return found
 
     @field_validator("host")
     @classmethod

@@ -8,9 +8,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from worker.contract.metrics import METRICS
+from worker.contract.evaluation import EvaluateStage
+from worker.contract.metrics import FAMILIES, METRICS
+from worker.contract.ppo import PpoStage
 from worker.contract.spec import JobSpec
-from worker.contract.stages import PretrainStage, RehearseStage, SftStage, TrainStage
+from worker.contract.stages import PretrainStage, RehearseStage, RewardStage, SftStage, TrainStage
 
 HEAD = """# The job spec
 
@@ -23,7 +25,17 @@ Durations are a number and a unit (`90s`, `30m`, `24h`), memory is a Kubernetes 
 under a folder that the server allows, or a hub's name. References are resolved to a hash when the job is made: what is
 trained on cannot change underneath it.
 
-Rows are JSON, one a line: `{"text"}` for pretrain, `{"messages": [{"role", "content"}]}` for sft.
+Rows are JSON, one a line:
+
+| stage | rows |
+|---|---|
+| pretrain | `{"text"}` |
+| sft | `{"messages": [{"role", "content"}]}` |
+| reward | `{"prompt", "chosen", "rejected", "margin"?}`, or `{"prompt", "answers": [{"text", "score"}]}` |
+| ppo | `{"prompt", "answer"?}` |
+| evaluate | any of them |
+
+A prompt is a text, which is a user's turn, or messages.
 
 This page is made from the code (`python -m scripts.describe_spec`), and a test holds that it is current.
 """
@@ -35,8 +47,12 @@ SECTIONS: list[tuple[str, type[BaseModel], type[BaseModel] | None]] = [
     ("stage, for every kind of training", TrainStage, None),
     ("stage: pretrain", PretrainStage, TrainStage),
     ("stage: sft", SftStage, TrainStage),
+    ("stage: reward", RewardStage, TrainStage),
+    ("stage: ppo", PpoStage, None),
+    ("stage: evaluate", EvaluateStage, None),
     ("stage: rehearse", RehearseStage, None),
 ]
+STAGES = (PretrainStage, SftStage, RewardStage, PpoStage, EvaluateStage, RehearseStage)
 
 
 def page() -> str:
@@ -46,16 +62,16 @@ def page() -> str:
     for title, model, base in SECTIONS:
         parts += [f"## {title}\n", _sentence(model), _table(model, base)]
         seen.add(model)
-    queue = [m for model in (TrainStage, RehearseStage, JobSpec) for m in _inner(model)]
+    queue = [m for model in (TrainStage, PpoStage, EvaluateStage, RehearseStage, JobSpec) for m in _inner(model)]
     while queue:
         model = queue.pop(0)
-        if model in seen or model in (PretrainStage, SftStage, RehearseStage):
+        if model in seen or model in STAGES:
             continue
         seen.add(model)
         parts += [f"## {model.__name__}\n", _sentence(model), _table(model, None)]
         queue += _inner(model)
     parts += ["## Metrics\n", "| name | what it is |\n|---|---|"]
-    parts += [f"| `{name}` | {meaning} |" for name, meaning in METRICS.items()]
+    parts += [f"| `{name}` | {meaning} |" for name, meaning in (METRICS | FAMILIES).items()]
     return "\n".join(part for part in parts if part) + "\n"
 
 
@@ -108,7 +124,7 @@ def _kind(annotation: Any) -> str:
         kinds = [k for a in arguments if a is not type(None) and (k := _kind(a))]
         return " or ".join(dict.fromkeys(kinds))
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        if annotation in (PretrainStage, SftStage, RehearseStage):
+        if annotation in STAGES:
             return f"`{annotation.model_fields['type'].annotation.__args__[0]}`"  # type: ignore[union-attr]
         return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
