@@ -22,8 +22,9 @@ with the path to its field. `rlhf spec validate FILE` checks without a server.
 
 Durations are a number and a unit (`90s`, `30m`, `24h`), memory is a Kubernetes quantity (`16Gi`). A reference is
 `models/NAME[@version]` (a registered model), `files/ID` (an upload), a path that starts with `/` or `./` and lies
-under a folder that the server allows, or a hub's name. References are resolved to a hash when the job is made: what is
-trained on cannot change underneath it.
+under a folder that the server allows, or a hub's name; in a [pipeline](pipelines.md) also `{from: STEP.OUTPUT}`.
+References are resolved to a hash when the job is made, and those to steps when these have succeeded: what is trained on
+cannot change underneath it.
 
 Rows are JSON, one a line:
 

@@ -2,14 +2,17 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from client.specfiles import parse, read
 from scripts.describe_spec import page
 from worker.contract.check import parse_spec
-from worker.contract.rows import ROWS_OF, check_rows
-from worker.contract.stages import PretrainStage, SftStage
+from worker.contract.pipeline import parse_pipeline
+from worker.contract.references import references
+from worker.contract.rows import check_rows
+from worker.contract.spec import JobSpec
 
 pytestmark = pytest.mark.quick
 ROOT = Path(__file__).parents[2]
@@ -25,23 +28,29 @@ def _blocks() -> list[tuple[str, str]]:
     ]
 
 
+def _specs(document: dict[str, Any]) -> list[JobSpec]:
+    """The spec, or those of a pipeline's steps."""
+    return list(parse_pipeline(document).steps.values()) if "steps" in document else [parse_spec(document)]
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
 def test_every_example_is_a_spec_whose_data_are_there_and_fit(path: Path) -> None:
-    spec = parse_spec(read(str(path)))
-    if isinstance(spec.stage, PretrainStage | SftStage) and spec.stage.data.train.startswith("./"):
-        with (ROOT / spec.stage.data.train).open("rb") as lines:
-            assert check_rows(lines).kind in ROWS_OF[spec.stage.type]
+    for spec in _specs(read(str(path))):
+        for wanted in references(spec):
+            if wanted.kind == "data" and wanted.reference.startswith("./"):
+                with (ROOT / wanted.reference).open("rb") as lines:
+                    assert check_rows(lines).kind in wanted.rows
 
 
 def test_there_are_examples() -> None:
-    assert {"tiny.json", "rehearse.yaml"} <= {path.name for path in EXAMPLES}
+    assert {"tiny.json", "rehearse.yaml", "pipeline.yaml"} <= {path.name for path in EXAMPLES}
 
 
 @pytest.mark.parametrize("block", [text for _, text in _blocks()], ids=[name for name, _ in _blocks()])
 def test_every_spec_in_the_docs_is_one(block: str) -> None:
     value = parse(block, "block")
-    if isinstance(value, dict) and "stage" in value:
-        parse_spec(value)
+    if isinstance(value, dict) and ("stage" in value or "steps" in value):
+        _specs(value)
 
 
 def test_the_page_of_the_spec_is_current() -> None:
