@@ -4,7 +4,7 @@ import json
 import random
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -35,14 +35,55 @@ def _row(turns: list[str]) -> dict[str, Any]:
     return {"messages": [{"role": "assistant" if i % 2 else "user", "content": turn} for i, turn in enumerate(turns)]}
 
 
-def write(folder: Path, held_out: float = 0.05, seed: int = 17) -> tuple[Path, Path]:
-    """Writes `train.jsonl` and `held-out.jsonl`; no opening line is in both."""
+class Written(NamedTuple):
+    """Data files of one set of dialogues."""
+
+    train: Path
+    """Rows for sft."""
+    held_out: Path
+    """The same, of other openings."""
+    comparisons: Path
+    """Rows for reward: a reply against one from another dialogue."""
+    prompts: Path
+    """Rows for ppo: the openings."""
+    test: Path
+    """The same, of the dialogues that are held out."""
+
+
+def write(folder: Path, held_out: float = 0.28, seed: int = 17, system: str | None = None) -> Written:
+    """Writes the dialogues' data files; no opening line is both in what is learnt from and in what is held out.
+
+    `system` opens every dialogue; absent, templates insert what they do.
+    """
     dialogues = rows()
-    openings = sorted({row["messages"][0]["content"].lower() for row in dialogues})
-    random.Random(seed).shuffle(openings)
+    draws = random.Random(seed)
+    openings = sorted({_opening(row).lower() for row in dialogues})
+    draws.shuffle(openings)
     kept_back = set(openings[: round(len(openings) * held_out)])
-    paths = folder / "train.jsonl", folder / "held-out.jsonl"
-    for path, wanted in zip(paths, (False, True), strict=True):
-        chosen = [r for r in dialogues if (r["messages"][0]["content"].lower() in kept_back) is wanted]
-        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in chosen), encoding="utf-8")
-    return paths
+    said = [{"role": "system", "content": system}] if system is not None else []
+    parts = [[r for r in dialogues if (_opening(r).lower() in kept_back) is wanted] for wanted in (False, True)]
+    whole = [[{"messages": [*said, *row["messages"]]} for row in part] for part in parts]
+    asked = [[{"prompt": [*said, row["messages"][0]]} for row in _once(part)] for part in parts]
+    learnt = parts[0]
+    compared = [
+        {"prompt": [*said, row["messages"][0]], "chosen": _reply(row), "rejected": other}
+        for row in learnt
+        if (other := _reply(draws.choice(learnt))) != _reply(row)
+    ]
+    written = Written(*(folder / f"{name}.jsonl" for name in Written._fields))
+    for path, made in zip(written, (*whole, compared, *asked), strict=True):
+        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in made), encoding="utf-8")
+    return written
+
+
+def _opening(row: dict[str, Any]) -> str:
+    return str(row["messages"][0]["content"])
+
+
+def _reply(row: dict[str, Any]) -> str:
+    return str(row["messages"][1]["content"])
+
+
+def _once(part: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first dialogue of each opening."""
+    return list({_opening(row).lower(): row for row in reversed(part)}.values())[::-1]

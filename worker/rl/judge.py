@@ -1,6 +1,7 @@
 """What the models and functions say of answers: log-probabilities, values and the terms of the reward."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ class Judge:
             max_new_tokens=stage.rollout.max_new_tokens,
             # While one rank waits for a service the others wait for it: they cannot agree on anything.
             between=course.context.channel.going_on,
-            tell=lambda sentence: course.event("RewardServiceAway", sentence, warning=True),
+            tell=lambda sentence: course.context.channel.event("RewardServiceAway", sentence, level="warning"),
         )
         self._pad = roles.pad_id
 
@@ -58,24 +59,32 @@ class Judge:
             logprobs = self._roles.actor.engine.eval_micro(batch, self._policy)
             reference = self._roles.reference.compute(batch, self._policy)
             valued = self._roles.critic.engine.eval_micro(batch, values) if critic else 0.0 * logprobs
-            terms = self._scored(rolled, prompts)
+            terms = self._by_models(rolled, prompts)
             each = zip(
                 *(taken(found, starts, counts) for found in (logprobs, reference, valued)),
                 [{title: found[number] for title, found in terms.items()} for number in range(len(group))],
                 strict=True,
             )
             made += [(place, Judged(*found)) for place, found in zip(group, each, strict=True)]
-        return made
+        # All at once: a service is asked in batches of its own size.
+        told = self._by_functions([answers[place] for place, _ in made], prompts)
+        return [
+            (place, replace(judged, terms=judged.terms | {title: scores[number] for title, scores in told.items()}))
+            for number, (place, judged) in enumerate(made)
+        ]
 
     def _policy(self, model: nn.Module, batch: AnswerBatch) -> Tensor:
         return log_probabilities(model, batch, self._temperature)
 
-    def _scored(self, rolled: Sequence[Rolled], prompts: Sequence[PromptRow]) -> dict[str, list[float]]:
-        """The reward's terms, by their names."""
-        rows = [prompts[a.row] for a in rolled]
-        texts = self.texts(rolled)
-        found = {title: by_model(model, rolled, rows, texts) for title, model in self._roles.rewards.items()}
-        return found | self._terms.score(rows, texts, [len(a.answer) for a in rolled])
+    def _by_models(self, rolled: Sequence[Rolled], prompts: Sequence[PromptRow]) -> dict[str, list[float]]:
+        """The terms that reward models tell, by their names."""
+        rows, texts = [prompts[a.row] for a in rolled], self.texts(rolled)
+        return {title: by_model(model, rolled, rows, texts) for title, model in self._roles.rewards.items()}
+
+    def _by_functions(self, rolled: Sequence[Rolled], prompts: Sequence[PromptRow]) -> dict[str, list[float]]:
+        """The terms that need no model, by their names."""
+        rows, counts = [prompts[a.row] for a in rolled], [len(a.answer) for a in rolled]
+        return self._terms.score(rows, self.texts(rolled), counts)
 
     def texts(self, rolled: Sequence[Rolled]) -> list[str]:
         """The answers' words, without the token that ends them."""
