@@ -5,6 +5,7 @@ It takes no torch to write or to read, and goes from job to job as models do, wi
 
 import json
 import struct
+from pathlib import Path
 
 from worker import ahead, checkpoint
 from worker.context import Context
@@ -24,11 +25,16 @@ def hand_over(context: Context, loss: float, step: int) -> Output:
     """Seals `loss` as the attempt's model; only one rank calls it. Raises OSError."""
     final = context.outputs / "model"
     folder = checkpoint.temporary_for(final)
-    (folder / _CONFIG).write_text(json.dumps(_TYPE) + "\n")
-    (folder / _WEIGHTS).write_bytes(struct.pack("<Q", len(_HEADER)) + _HEADER + struct.pack("<d", loss))
+    write(folder, loss)
     (folder / LINEAGE).write_text(json.dumps(lineage(context.order, step), indent=1, sort_keys=True) + "\n")
     sealed = checkpoint.seal(folder, final)
     return Output(kind="model", path=context.relative(final), bytes=sealed.total_bytes, sha256=sealed.sha256)
+
+
+def write(folder: Path, loss: float) -> None:
+    """Writes what stands for a configuration and weights. Raises OSError."""
+    (folder / _CONFIG).write_text(json.dumps(_TYPE) + "\n")
+    (folder / _WEIGHTS).write_bytes(struct.pack("<Q", len(_HEADER)) + _HEADER + struct.pack("<d", loss))
 
 
 def taken_over(source: Input) -> float:

@@ -1,10 +1,12 @@
 """Pipelines as their owners see them: made whole or not at all, and wanted as a whole."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.api.conftest import Plane, paths
+from tests.api.conftest import Plane, paths, write_model
+from tests.api.test_inputs import register
 from tests.pipelines.conftest import by_step, fork, rehearsal
 
 
@@ -166,3 +168,18 @@ async def test_a_clone_of_a_step_stands_alone_once_its_inputs_are_there(plane: P
     assert answer.status_code == 422 and paths(answer) == ["stage.model"]
     alone = await plane.http.post(f"/v1/jobs/{steps['base']['id']}/clone")
     assert alone.status_code == 201 and alone.json()["pipeline_id"] is None and alone.json()["step"] is None
+
+
+async def test_a_critic_or_an_average_is_named_by_its_id_and_an_adapter_is_refused(
+    plane: Plane, tmp_path: Path
+) -> None:
+    for kind in ("critic", "ema", "adapter"):
+        id = await register(plane, write_model(tmp_path / kind), kind=kind)
+        answer = await plane.http.post("/v1/jobs", json=rehearsal(model=f"models/{id}"))
+        if kind == "adapter":
+            assert answer.status_code == 422 and "adapter" in answer.json()["detail"]
+            continue
+        assert answer.status_code == 201, answer.text
+        assert answer.json()["inputs"]["stage.model"]["reference"] == f"models/{id}"
+        deleted = await plane.http.delete(f"/v1/models/{id}")
+        assert deleted.status_code == 409 and answer.json()["id"] in deleted.json()["detail"]
