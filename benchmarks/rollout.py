@@ -178,8 +178,6 @@ def main() -> None:
             pool = Pool(2, Path(name))
             speeds = pool.run(sharded, given, told.rounds, timeout=4 * 3600)[0]
             pool.close()
-        for number, pair in enumerate(zip(*speeds.values(), strict=True), start=1):
-            print(f"round {number}: ours {pair[0]:.1f}, generate {pair[1]:.1f}")
     else:
         torch.set_num_threads(told.threads)
         model = _model(folder)

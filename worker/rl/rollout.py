@@ -150,7 +150,10 @@ class Sampler:
 
     @property
     def _refill_at(self) -> int:
-        """Free slots at which waiting prompts are read: reading two together costs less than one after the other."""
+        """Free slots at which waiting prompts are read.
+
+        To read two together costs less than one after the other, and a slot that waits costs little for a step or two.
+        """
         return max(1, self.slots // 8)
 
     def _read(self, prompts: list[Sequence[int]], cache: Slots) -> Tensor:
