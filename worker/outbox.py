@@ -35,6 +35,8 @@ class Outbox:
         self._events: list[Event] = []
         self._checkpoints: list[Checkpoint] = []
         self._samples: list[Sample] = []
+        self.left_over = False
+        """Whether there was more than the last report could carry."""
 
     @property
     def begun(self) -> bool:
@@ -76,7 +78,7 @@ class Outbox:
     def pending(self) -> bool:
         """Whether there is news that no report has carried."""
         with self._lock:
-            return bool(self._metrics or self._events or self._checkpoints or self._samples)
+            return self._any_news()
 
     def cut(self) -> Report:
         """The next report, with the oldest news first; each has a higher `seq`."""
@@ -98,7 +100,11 @@ class Outbox:
             del self._events[:told]
             del self._checkpoints[:CHECKPOINTS_A_REPORT]
             del self._samples[:shown]
+            self.left_over = self._any_news()
             return report
+
+    def _any_news(self) -> bool:
+        return bool(self._metrics or self._events or self._checkpoints or self._samples)
 
     def _advance(self, **said: Any) -> None:
         before = self._progress.model_dump()

@@ -140,7 +140,8 @@ class Reporter(threading.Thread):
         self._spool.settle()
         if self._deliver():
             while self._send(report := self._outbox.cut()):
-                if not self._outbox.pending():
+                # What came while it was sent goes with the next, or a busy machine would send a report a point.
+                if not self._outbox.left_over:
                     return
             self._keep(report)
         self._keep_all()
