@@ -3,10 +3,11 @@
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress
+from rich.tree import Tree
 
 from client.api import Client
 from client.commands.options import AsJson, Server
@@ -63,6 +64,39 @@ def show(server: Server, model: ModelName, kind: Kind = "model", as_json: AsJson
             *((key, escape(str(value))) for key, value in lineage.items() if not isinstance(value, dict | list)),
         ]
     )
+
+
+@app.command("lineage")
+def show_lineage(server: Server, model: ModelName, kind: Kind = "model", as_json: AsJson = False) -> None:
+    """What a model was made from: its data, the models before it, their data, and so on, each with its hash."""
+    found = server.models.find(model, kind=kind)
+    lineage = server.models.lineage(found.id)
+    if as_json:
+        print_json(lineage)
+        return
+    tree = Tree(f"[bold]{escape(found.name)}@{found.version}[/]  {_made(lineage, found.sha256)}")
+    _grow(tree, lineage, lineage.get("ancestors", {}), shown=set())
+    out.print(tree, soft_wrap=True)
+
+
+def _made(lineage: dict[str, Any], sha256: str) -> str:
+    return f"[dim]{escape(' '.join(str(lineage.get(name, '')) for name in ('stage', 'job')))}  {sha256[:12]}[/]"
+
+
+def _grow(tree: Tree, lineage: dict[str, Any], ancestors: dict[str, Any], shown: set[str]) -> None:
+    """Hangs on a model's branch what it was made from; of a model that several were made from, once."""
+    for path, sha256 in lineage.get("data", {}).items():
+        tree.add(f"{escape(path)}  [dim]rows  {escape(sha256[:12])}[/]")
+    for path, parent in lineage.get("parents", {}).items():
+        sha256 = parent["sha256"]
+        before = ancestors.get(sha256)
+        said = _made(before["lineage"], sha256) if before else f"[dim]{escape(sha256[:12])}[/]"
+        branch = tree.add(f"{escape(path)}  [bold]{escape(parent['reference'])}[/]  {said}")
+        if before and sha256 in shown:
+            branch.add("[dim]as above[/]")
+        elif before:
+            shown.add(sha256)
+            _grow(branch, before["lineage"], ancestors, shown)
 
 
 @app.command()

@@ -45,7 +45,9 @@ def file(tmp_path: Path) -> Any:
     return written
 
 
-def test_a_pipeline_runs_to_its_end_and_each_step_goes_on_where_the_one_before_it_ended(client: Client) -> None:
+def test_a_pipeline_runs_to_its_end_and_each_step_goes_on_where_the_one_before_it_ended(
+    rlhf: Shell, client: Client
+) -> None:
     made = client.pipelines.create(parse_pipeline(fork("walks")))
     seen: set[str] = set()
     ended = client.pipelines.wait(made.id, timeout=120, seen=lambda now: seen.add(now.phase))
@@ -59,6 +61,8 @@ def test_a_pipeline_runs_to_its_end_and_each_step_goes_on_where_the_one_before_i
         assert client.jobs.get(ended.step(step).id).inputs["stage.model"]["sha256"] == model.sha256
     lineage = client.models.lineage("walks-last")
     assert {ancestor["name"] for ancestor in lineage["ancestors"].values()} == {"walks-base", "walks-left"}
+    tree = rlhf("models", "lineage", "walks-last").out
+    assert re.search(r"^walks-last@1 .*\n.*models/walks-left@1 .*\n.*models/walks-base@1 ", tree), tree
     client.pipelines.delete(made.id)
     with pytest.raises(Problem):
         client.pipelines.get(made.id)
