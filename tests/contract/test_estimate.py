@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.contract.architectures import FAMILIES, UnknownArchitecture, architecture_of
@@ -176,6 +176,7 @@ def test_what_no_change_helps_has_no_nearest_spec() -> None:
     assert of(sft(), LLAMA_7B, memory="1Gi").nearest is None
 
 
+@settings(deadline=None)
 @given(
     stage=st.sampled_from(["sft", "reward", "ppo"]),
     memory=st.sampled_from(["2Gi", "4Gi", "8Gi", "24Gi", "80Gi"]),

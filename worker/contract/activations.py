@@ -69,7 +69,7 @@ def kept_by_a_block(model: Architecture, how: Computed, rows: Rows) -> int:
             token += width * how.lora.rank + (width * layer.inputs if how.lora.dropout else 0)
     if model.residual_dropout:
         token += 2 * width * hidden
-    return token * rows.tokens + _of_attention_matrix(model, how, rows)
+    return token * rows.tokens + _of_attention_matrix(model, how, rows) + _of_a_mask(how, rows)
 
 
 def _of_a_norm(model: Architecture, how: Computed) -> int:
@@ -94,6 +94,11 @@ def _of_attention_matrix(model: Architecture, how: Computed, rows: Rows) -> int:
     return rows.rows * model.heads * rows.time * rows.time * 3 * how.width
 
 
+def _of_a_mask(how: Computed, rows: Rows) -> int:
+    """What a block keeps of the mask that parts packed samples; the processor's kernel takes it as numbers."""
+    return rows.rows * rows.time * rows.time * (how.width if how.on_host else 1) if rows.packed else 0
+
+
 def _of_mlp(model: Architecture, how: Computed, product_is_read: bool) -> int:
     inner = how.width * model.intermediate
     if any(layer.name == "gate_proj" for layer in model.linears):
@@ -116,8 +121,7 @@ def around_the_blocks(model: Architecture, how: Computed, rows: Rows) -> int:
     token = _of_a_norm(model, how) + how.width * model.hidden
     if not model.learnt_positions:
         token += 2 * how.width * model.head_width
-    mask = rows.rows * rows.time * rows.time if rows.packed else 0
-    return token * rows.tokens + mask
+    return token * rows.tokens
 
 
 def logits(model: Architecture, width: int, labelled: int, *, backward: bool) -> int:

@@ -73,11 +73,12 @@ class _Stage:
             head=logits, new_gradients=held.new_gradients, checkpointing=role.checkpointing,
         )  # fmt: skip
         others = [r for r in self.roles if r is not role]
+        # Roles go through each micro-batch one after the other, and all step at the end.
+        before = self.roles[: self.roles.index(role)]
         return self.moment(
             name,
             gathered=held.gathered,
-            # Another role's gradients stand only where they stand between updates too.
-            gradients=held.gradients + sum(r.held.gradients for r in others),
+            gradients=held.gradients + sum(r.held.left if r in before else r.held.gradients for r in others),
             buffers=held.bucket + sum(r.held.bucket for r in others if r.held.bucket_stays),
             untouched=held.untouched + sum(r.held.untouched for r in others if r.held.bucket_stays),
             activations=peak - min(logits, peak),
@@ -91,7 +92,7 @@ class _Stage:
         return self.moment(
             name,
             gathered=role.held.gathered,
-            gradients=sum(r.held.gradients for r in self.roles),
+            gradients=sum(r.held.lasting for r in self.roles),
             buffers=sum(r.held.bucket for r in self.roles if r.held.bucket_stays),
             untouched=sum(r.held.untouched for r in self.roles if r.held.bucket_stays),
             activations=activations.without_a_graph(model, width, rows),
@@ -112,11 +113,18 @@ class _Stage:
         return self.asked(name, role, prompt, kv_cache=cache + growing, logits=words)
 
     def hand_over(self, role: Member) -> Moment:
-        """The whole model's weights are gathered into rank 0's host memory."""
-        whole = role.computed.width * role.parameters
+        """The whole model's weights are gathered into rank 0's host memory, and written from a copy of them.
+
+        Adapters are merged in fp32, whatever the weights are.
+        """
+        width = role.computed.width
+        whole = (width + (_FULL if role.computed.lora else width)) * role.parameters
+        lasting = sum(r.held.lasting for r in self.roles)
+        buffers = sum(r.held.bucket for r in self.roles if r.zero == 3)
+        untouched = sum(r.held.untouched for r in self.roles if r.zero == 3)
         if self.on_the_processor:
-            return self.moment("hand over", gathered=whole)
-        return self.moment("hand over", on_host=whole)
+            return self.moment("hand over", gathered=whole, gradients=lasting, buffers=buffers, untouched=untouched)
+        return self.moment("hand over", gradients=lasting, buffers=buffers, on_host=whole)
 
 
 def moments(spec: JobSpec, roles: list[Member]) -> list[Moment]:

@@ -14,7 +14,7 @@ A bucket has `reduce_bucket_size` numbers however small the model is; of one tha
 written to takes memory.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from worker.contract.parts import DeepSpeed
 
@@ -32,16 +32,20 @@ class Held:
     weights: int = 0
     optimizer: int = 0
     gradients: int = 0
-    """That stand from one micro-batch to the next, or from one update to the next."""
+    """That stand from one micro-batch to the next, and are there when the widest backward pass begins."""
+    lasting: int = 0
+    """Of `gradients`, what stands from one update to the next too."""
     new_gradients: int = 0
-    """That come to be in a backward pass, and are gone after the update."""
+    """That come to be in a backward pass, beside `gradients`."""
+    left: int = 0
+    """Gradients that stand when a backward pass is over."""
     bucket: int = 0
     """Where gradients are put together to be reduced."""
     untouched: int = 0
     """Of `bucket`, what is never written to."""
     bucket_stays: bool = False
     gathered: int = 0
-    """Weights that ZeRO-3 has whole during a forward or backward pass, and after it."""
+    """Weights that ZeRO-3 has whole: what the forward pass gathered stays while the backward pass gathers anew."""
     on_host: int = 0
     """What is offloaded. It is in none of the others."""
 
@@ -70,28 +74,46 @@ def trained(
     untouched = max(0, size - trained)
     if zero == 0:
         standing, new = (4 * trained, 4 * largest) if again else (0, 4 * trained)
-        return Held(weights, 8 * trained, standing, new)
+        return Held(weights, 8 * trained, standing, 0, new, left=4 * trained)
     if zero == 1 and width == 2 and not offload:
         standing, new = (6 * trained, 2 * largest) if again else (4 * trained, 2 * trained)
-        return Held(weights, 12 * share, standing, new)
+        return Held(weights, 12 * share, standing, 4 * trained, new, left=6 * trained)
     if zero == 3:
         live = min(told.stage3_max_live_parameters or _LIVE, trained + frozen - small)
         shards = width * -(-(trained + frozen) // ranks) + width * small
-        held = Held(shards, 12 * share, 4 * share, width * largest, width * size, width * untouched, True, width * live)
+        held = Held(
+            shards,
+            12 * share,
+            4 * share,
+            4 * share,
+            width * largest,
+            4 * share,
+            width * size,
+            width * untouched,
+            bucket_stays=True,
+            gathered=2 * width * live,
+        )
     elif zero == 2:
         standing, new = (4 * share, width * largest) if again else (0, 4 * share)
-        held = Held(weights, 12 * share, standing, new, width * size, width * untouched)
+        held = Held(weights, 12 * share, standing, 0, new, 4 * share, width * size, width * untouched)
     else:
-        held = Held(weights, 12 * share, 4 * trained, width * largest, 4 * size, 4 * untouched, bucket_stays=again)
+        held = Held(
+            weights,
+            12 * share,
+            4 * trained,
+            4 * trained,
+            width * largest,
+            4 * trained,
+            4 * size,
+            4 * untouched,
+            bucket_stays=again,
+        )
     if not offload:
         return held
     # The copy of the weights that is sent back to the device, and a gradient in fp32, lie on the host too.
     on_host = held.optimizer + (4 + width) * share
     on_device = width * largest + (4 * trained if zero == 1 and again else 0)
-    return Held(
-        held.weights, 0, on_device, held.new_gradients, held.bucket, held.untouched, held.bucket_stays, held.gathered,
-        on_host,
-    )  # fmt: skip
+    return replace(held, optimizer=0, gradients=on_device, lasting=width * largest, left=on_device, on_host=on_host)
 
 
 def asked(deepspeed: DeepSpeed, *, numbers: int, ranks: int, small: int) -> Held:
