@@ -119,7 +119,7 @@ def test_a_batch_without_rows_has_a_row_of_padding_and_no_pair() -> None:
     assert (batch.trained, batch.answers, len(batch.better), batch.lengths.tolist()) == (0, 0, 0, [1])
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     prompt=st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip),
     answers=st.lists(
