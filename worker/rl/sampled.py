@@ -16,7 +16,7 @@ from worker.rl.judge import Judge
 from worker.rl.prompts import PromptRow, seeds
 from worker.rl.roles import Roles
 from worker.rl.rollout import Answer, bare, sample
-from worker.samples import chosen, shown
+from worker.samples import chosen, pieces, shown
 
 # Prompts of a chunk, for each slot: many, so that slots seldom idle at a chunk's end; few, so that little is lost.
 _PER_SLOT = 4
@@ -113,7 +113,7 @@ class Sampled:
                     reward=judged.reward,
                     ended=answer.ended,
                     terms=judged.terms,
-                    tokens=[str(tokenizer.decode([token])) for token in answer.answer],
+                    tokens=pieces(tokenizer.decode, answer.answer),
                     kl=credit.kl[place, : len(answer.answer)].tolist(),
                 )
             )
