@@ -15,6 +15,7 @@ from deepspeed.runtime.zero import GatheredParameters
 from torch import Tensor, nn
 
 from worker.contract.parts import DeepSpeed, Optimizer
+from worker.contract.sharding import BUCKET, effective_zero
 from worker.contract.spec import JobSpec
 from worker.contract.stages import TrainStage
 from worker.gradients import discard
@@ -56,15 +57,6 @@ class Setting:
         return cls(spec.deepspeed, spec.stage.optimizer, spec.ranks, spec.micro_batch, spec.accumulation)
 
 
-def effective_zero(deepspeed: DeepSpeed) -> int:
-    """The ZeRO stage that runs.
-
-    In bf16 without ZeRO, DeepSpeed adds gradients up in bf16, which loses most of what a micro-batch of a long
-    accumulation says; its stage 1 adds them up in fp32 and computes the same otherwise.
-    """
-    return 1 if deepspeed.zero == 0 and deepspeed.precision == "bf16" else deepspeed.zero
-
-
 def deepspeed_config(setting: Setting) -> dict[str, Any]:
     """DeepSpeed's configuration of an engine: what the spec decides, and what its `deepspeed.config` adds."""
     zero = effective_zero(setting.deepspeed)
@@ -72,8 +64,8 @@ def deepspeed_config(setting: Setting) -> dict[str, Any]:
     told = setting.deepspeed.config.model_dump(exclude_none=True)
     sharding: dict[str, Any] = {
         # DeepSpeed's buckets of 500 M elements are 2 GB a buffer; a model of that size gains nothing from them here.
-        "reduce_bucket_size": 50_000_000,
-        "allgather_bucket_size": 50_000_000,
+        "reduce_bucket_size": BUCKET,
+        "allgather_bucket_size": BUCKET,
         **told.pop("zero_optimization"),
         "stage": zero,
     }

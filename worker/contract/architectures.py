@@ -137,9 +137,10 @@ def _llama(config: dict[str, Any], *, defaults: dict[str, Any], family: str) -> 
     # Where it is not told, each family's own: as many as heads, or a number.
     key_value_heads = int(told.get("num_key_value_heads") or heads)
     width = int(told.get("head_dim") or hidden // heads)
-    on_queries = bool(told["attention_bias"]) or family == "qwen2"
-    on_output = bool(told["attention_bias"]) and family != "qwen2"
-    on_mlp = bool(told.get("mlp_bias", False))
+    # Mistral has no biases and Qwen2 always these, whatever their configurations say.
+    on_output = family == "llama" and bool(told["attention_bias"])
+    on_queries = family == "qwen2" or on_output
+    on_mlp = family == "llama" and bool(told.get("mlp_bias"))
     return Architecture(
         family=family,
         layers=int(told["num_hidden_layers"]),
