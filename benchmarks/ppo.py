@@ -2,9 +2,9 @@
 
     python -m benchmarks.ppo [--prompts 32] [--size 8] [--mean 32] [--limit 128] [--rounds 5]
 
-SmolLM2-135M with LoRA in fp32 for actor and critic, a reward model of the same size; the same prompts, and answers whose
-lengths are drawn beforehand and kept by both. First both learn from the same answers, and must have the same losses.
-Then rounds alternate. Prints each phase's time, the median ratio and its spread.
+SmolLM2-135M with LoRA in fp32 for actor and critic, a reward model of the same size; the same prompts, and answers
+whose lengths are drawn beforehand and kept by both. First both learn from the same answers, and must have the same
+losses. Then rounds alternate. Prints each phase's time, the median ratio and its spread.
 """
 
 import argparse
@@ -73,8 +73,9 @@ def ours(store: Path, model: Path, reward: Path, given: Any, size: int, rows: li
         path: Input(reference=str(at), kind="path", location=str(at), sha256=tree_hash(at))
         for path, at in paths.items()
     }
+    spec = parse_spec({"stage": stage, "deepspeed": {"precision": "fp32"}})
     order = Order(
-        job="job-bench", attempt=1, spec=parse_spec({"stage": stage, "deepspeed": {"precision": "fp32"}}), inputs=inputs,
+        job="job-bench", attempt=1, spec=spec, inputs=inputs,
         store=store.as_uri(), control_url_file="", token_file="", termination_file="", log_folder="",
     )  # fmt: skip
     context = Context(order, 0, 1, PlannedChannel(Plan(), 0), store)

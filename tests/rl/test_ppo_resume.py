@@ -11,7 +11,8 @@ from tests.engine.jobs import Ended, Plan
 from tests.engine.pool import Pool
 from tests.rl import ppo_jobs
 
-CURVES = ("ppo/reward", "ppo/kl", "ppo/kl_coef", "ppo/policy_loss", "ppo/value_loss", "ppo/actor_grad_norm", "ppo/length")
+TOLD = ("reward", "kl", "kl_coef", "policy_loss", "value_loss", "actor_grad_norm", "length")
+CURVES = [f"ppo/{name}" for name in TOLD]
 # Everything that is carried from one iteration to the next: the KL's price, the rewards' spread, the average of the
 # weights; two epochs of two minibatches; held-out prompts in between.
 CHANGES: dict[str, Any] = {
@@ -51,9 +52,7 @@ def weights(job: ppo_jobs.Job, ended: Ended) -> dict[str, str]:
     """The hash of each output's weights."""
     from worker.contract.manifest import file_sha256
 
-    return {
-        output["kind"]: file_sha256(job.store / output["path"] / "model.safetensors") for output in ended.outputs
-    }
+    return {output["kind"]: file_sha256(job.store / output["path"] / "model.safetensors") for output in ended.outputs}
 
 
 @pytest.mark.parametrize("zero", [0, 2])
