@@ -19,10 +19,10 @@ from tests.e2e.plane import ControlPlane, control_plane, wait_until
 from worker.contract import manifest
 
 
-def walk(*, after: str | None = None, steps: int = 12, seed: int = 1) -> dict[str, Any]:
-    """A step of about a second, saved every 4 steps of its own."""
+def walk(*, after: str | None = None, steps: int = 30, seed: int = 1) -> dict[str, Any]:
+    """A step of about three seconds, saved every 4 steps of its own."""
     begins = {"model": {"from": f"{after}.model"}} if after else {}
-    stage = {"type": "rehearse", "output": True, "steps": steps, "seconds_per_step": 0.05, "seed": seed, **begins}
+    stage = {"type": "rehearse", "output": True, "steps": steps, "seconds_per_step": 0.1, "seed": seed, **begins}
     return {"stage": stage, "checkpoint": {"every_steps": 4, "grace": "20s"}}
 
 

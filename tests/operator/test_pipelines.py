@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,13 @@ def after(step: str, output: str = "model", **fields: Any) -> dict[str, Any]:
 
 
 FORK = {"base": sft("hub/base"), "left": after("base"), "right": after("base"), "last": after("left")}
+
+
+@pytest.fixture
+async def plane(database: Any, data: Path) -> AsyncIterator[Plane]:
+    """An operator with a place for every step: of two that may start, either may be the first."""
+    async with Plane(database, data, places=4) as running:
+        yield running
 
 
 async def made(plane: Plane, steps: dict[str, Any], name: str = "fork") -> tuple[str, dict[str, str]]:
@@ -115,13 +123,12 @@ async def test_lineage_leads_back_from_the_last_model_to_the_first_file(plane: P
         assert found["lineage"]["data"] == {"stage.data.train": "a" * 64}
 
 
-async def test_steps_that_do_not_need_each_other_run_side_by_side(database: Any, data: Path) -> None:
-    async with Plane(database, data, places=2) as plane:
-        _, jobs_ = await made(plane, FORK)
-        await succeeds(plane, jobs_["base"])
-        await plane.runs(jobs_["left"])
-        await plane.runs(jobs_["right"])
-        assert (await plane.job(jobs_["left"])).phase == (await plane.job(jobs_["right"])).phase == Phase.RUNNING
+async def test_steps_that_do_not_need_each_other_run_side_by_side(plane: Plane) -> None:
+    _, jobs_ = await made(plane, FORK)
+    await succeeds(plane, jobs_["base"])
+    await plane.runs(jobs_["left"])
+    await plane.runs(jobs_["right"])
+    assert (await plane.job(jobs_["left"])).phase == (await plane.job(jobs_["right"])).phase == Phase.RUNNING
 
 
 async def test_what_needs_a_step_that_failed_fails_with_it_and_the_rest_goes_on(plane: Plane) -> None:
@@ -219,32 +226,31 @@ def join(actor: str, reference: str) -> dict[str, Any]:
 
 
 async def test_a_retry_that_is_quicker_than_the_failure_of_what_waits_keeps_that_waiting(
-    database: Any, data: Path, monkeypatch: pytest.MonkeyPatch
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the operator's look at a step and its move, the owner retries what that step needs."""
-    async with Plane(database, data) as plane:
-        steps = {"base": sft("hub/base", metadata={"seconds": "0", "exit": "4"}), "next": after("base")}
-        looked, go_on = asyncio.Event(), asyncio.Event()
-        original = Steps._move
+    steps = {"base": sft("hub/base", metadata={"seconds": "0", "exit": "4"}), "next": after("base")}
+    looked, go_on = asyncio.Event(), asyncio.Event()
+    original = Steps._move
 
-        async def slow(self: Steps, job: Any, move: Any, *, broken: bool = False) -> None:
-            if broken and not go_on.is_set():
-                looked.set()
-                await go_on.wait()
-            await original(self, job, move, broken=broken)
+    async def slow(self: Steps, job: Any, move: Any, *, broken: bool = False) -> None:
+        if broken and not go_on.is_set():
+            looked.set()
+            await go_on.wait()
+        await original(self, job, move, broken=broken)
 
-        monkeypatch.setattr(Steps, "_move", slow)
-        id, jobs_ = await made(plane, steps)
-        await asyncio.wait_for(looked.wait(), 30)
-        async with plane.database.transaction() as session:
-            row = await jobs.get(session, jobs_["base"], lock=True)
-            row.spec, row.spec_sha256 = {**row.spec, "metadata": LONG}, "mended"
-            await pipelines.retry(session, id)
-        go_on.set()
-        await plane.wakeups.wake(jobs_["base"])
-        await plane.runs(jobs_["base"], attempt=2)
-        assert (await plane.job(jobs_["next"])).phase == Phase.QUEUED
-        assert [event.type for event in await plane.events(jobs_["next"])] == ["Created"]
+    monkeypatch.setattr(Steps, "_move", slow)
+    id, jobs_ = await made(plane, steps)
+    await asyncio.wait_for(looked.wait(), 30)
+    async with plane.database.transaction() as session:
+        row = await jobs.get(session, jobs_["base"], lock=True)
+        row.spec, row.spec_sha256 = {**row.spec, "metadata": LONG}, "mended"
+        await pipelines.retry(session, id)
+    go_on.set()
+    await plane.wakeups.wake(jobs_["base"])
+    await plane.runs(jobs_["base"], attempt=2)
+    assert (await plane.job(jobs_["next"])).phase == Phase.QUEUED
+    assert [event.type for event in await plane.events(jobs_["next"])] == ["Created"]
 
 
 async def test_a_deleted_pipeline_leaves_nothing_but_its_models(plane: Plane) -> None:
