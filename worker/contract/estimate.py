@@ -22,7 +22,7 @@ from worker.contract.spec import JobSpec
 from worker.contract.stages import RehearseStage, TrainStage
 from worker.contract.values import quantity
 
-BASE = 730 * 2**20
+BASE = 770 * 2**20
 """Bytes of a rank's process before its first tensor: Python, torch, transformers, DeepSpeed, peft."""
 ALLOCATOR = 0.06
 """What the host's allocator takes beyond the tensors' bytes, as a share of them, set up as a rank's is."""
