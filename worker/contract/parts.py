@@ -24,7 +24,8 @@ class Optimizer(Strict):
     """AdamW and its schedule."""
 
     lr: Annotated[float, Field(gt=0, le=10)] | None = Field(
-        default=None, description="absent: 2e-4 with LoRA, 2e-5 for full sft, 3e-4 for full pretrain"
+        default=None,
+        description="absent: with LoRA 2e-4 (ppo 1e-4); else pretrain 3e-4, sft 2e-5, reward 1e-5, ppo 1e-6",
     )
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: Annotated[float, Field(ge=0)] = Field(

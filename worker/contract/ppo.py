@@ -118,10 +118,6 @@ class PpoStage(Strict):
     critic: Role = Field(description="a reward model, or any model: its value head starts at zero")
     reference: Annotated[ReferenceRole, BeforeValidator(_from_actor)] = ReferenceRole()
     reward: Reward
-    share_base: bool = Field(
-        default=False,
-        description="actor, critic and the reward model as adapters on one base: a third of the memory; with LoRA only",
-    )
     data: Annotated[Prompts, BeforeValidator(_prompts_from_reference)] = Field(
         description="a reference to the prompts, or `{prompts, ptx, truncate}`"
     )

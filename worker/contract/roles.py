@@ -1,7 +1,7 @@
 """The models of a stage: what each is for, and what it holds on a rank."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from worker.contract import sharding
@@ -95,7 +95,7 @@ def members(spec: JobSpec, models: Mapping[str, Architecture]) -> list[Member]:
             elif stage.actor.lora is None:
                 found.append(make("reference", "stage.actor.model", stage.reference.deepspeed))
             found += of_terms(stage.reward)
-            return [found[0], *(_on_the_base(member) for member in found[1:])] if stage.share_base else found
+            return found
         case EvaluateStage():
             found = [make("model", "stage.model")]
             if stage.against is not None:
@@ -106,12 +106,6 @@ def members(spec: JobSpec, models: Mapping[str, Architecture]) -> list[Member]:
             checkpointing = stage.gradient_checkpointing
             return [make("model", "stage.model", head=head, lora=stage.lora, train=True, checkpointing=checkpointing)]
     return []
-
-
-def _on_the_base(member: Member) -> Member:
-    """The same role as adapters on another's weights."""
-    width = member.computed.width
-    return replace(member, held=replace(member.held, weights=width * member.trained))
 
 
 def left_whole(model: Architecture, limit: int, lora: Lora | None) -> int:
