@@ -53,9 +53,10 @@ Turn = Callable[[int], float]
 """Trains so many steps, after one that is not timed; gives real tokens a second."""
 
 
-def spec_of(model: Path, *, packing: bool) -> JobSpec:
+def spec_of(model: Path, *, packing: bool, micro_batch: int | None = None) -> JobSpec:
+    """What a person would write: how many rows are taken at a time is the spec's own choice, unless told."""
     stage = {"type": "sft", "model": str(model), "data": "files/x", "packing": packing, "max_length": LENGTH}
-    stage |= {"batch": BATCH, "micro_batch": BATCH, "lora": {"rank": RANK}, "steps": 10_000}
+    stage |= {"batch": BATCH, "micro_batch": micro_batch, "lora": {"rank": RANK}, "steps": 10_000}
     stage["optimizer"] = {"lr": LR, "schedule": "constant"}
     return parse_spec({"stage": stage, "deepspeed": {"precision": "fp32"}})
 

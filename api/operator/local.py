@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -44,6 +45,9 @@ class LocalCluster:
         self._url_file = url_file
         self._command = tuple(command)
         self._ended: Callable[[str], None] = lambda name: None
+        # Every attempt is looked at every second. Several threads would each have to be waited for by those who answer
+        # requests: Python runs one at a time.
+        self._observer = ThreadPoolExecutor(1, "observer")
 
     def watch(self, ended: Callable[[str], None]) -> None:
         """Has `ended` called, in another thread, with the name of an attempt whose launcher has ended."""
@@ -70,7 +74,10 @@ class LocalCluster:
 
     async def observe(self, name: str) -> Observation:
         """What the attempt's files prove."""
-        return await _in_thread(self._folder(name).observe)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._observer, self._folder(name).observe)
+        except OSError as error:
+            raise ClusterError(f"{type(error).__name__}: {error}") from error
 
     async def stop(self, name: str, grace: float) -> None:
         """SIGTERM to the launcher, SIGKILL to all after `grace` seconds; call it until the attempt is dead."""

@@ -25,6 +25,15 @@ def problems(data: Any) -> dict[str, str]:
     return {p.path: p.message for p in refused.value.problems}
 
 
+def test_packed_rows_on_a_processor_are_taken_a_thousand_tokens_at_a_time() -> None:
+    def rows(max_length: int, accelerator: str = "none") -> int:
+        stage = {"type": "sft", "model": "a", "data": "files/x", "packing": True, "batch": 16, "max_length": max_length}
+        return parse_spec({"stage": stage, "resources": {"accelerator": accelerator}}).micro_batch
+
+    assert [rows(64), rows(256), rows(512), rows(4096)] == [8, 4, 2, 1]
+    assert rows(4096, "nvidia.com/gpu") == 8
+
+
 def test_type_model_and_data_are_a_whole_spec() -> None:
     spec = parse_spec(WHOLE)
     assert (spec.title, spec.micro_batch, spec.accumulation, spec.lr) == ("sft", 8, 1, 2e-5)

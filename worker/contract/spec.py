@@ -59,6 +59,8 @@ class Queue(Strict):
     priority: Annotated[int, Field(ge=-1000, le=1000)] = Field(default=0, description="higher starts first")
 
 
+_PACKED_TOKENS = 1024  # of a micro-batch of full rows on a processor
+
 Metadata = Annotated[
     dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
     Field(max_length=16),
@@ -100,7 +102,11 @@ class JobSpec(Strict):
         if self.stage.micro_batch is not None:
             return self.stage.micro_batch
         share = max(1, self._rows_an_update() // self.ranks)
-        return max(n for n in range(1, min(share, 8) + 1) if share % n == 0)
+        most = 8
+        if isinstance(self.stage, TrainStage) and self.stage.packing and self.resources.accelerator == "none":
+            # On a processor a token costs more where its neighbours do not fit into the cache.
+            most = max(1, min(most, _PACKED_TOKENS // self.stage.max_length))
+        return max(n for n in range(1, min(share, most) + 1) if share % n == 0)
 
     @property
     def accumulation(self) -> int:

@@ -30,7 +30,9 @@ class TrainStage(Strict):
     epochs: PositiveInt | None = Field(default=None, description="passes over the data; 1 if `steps` is absent too")
     batch: PositiveInt = Field(default=8, description="rows (packed sequences, with packing) an update, over all ranks")
     micro_batch: PositiveInt | None = Field(
-        default=None, description="rows a rank at a time; absent: the most that divides its share, 8 at most"
+        default=None,
+        description="rows a rank at a time; absent: the most that divides its share, up to 8, and where packed "
+        "on a processor up to 1,024 tokens",
     )
     max_length: Annotated[int, Field(ge=2, le=2**20)] = Field(default=1024, description="tokens a row")
     packing: bool = Field(default=False, description="several samples in one row, blind to each other")
