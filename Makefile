@@ -9,16 +9,17 @@ BIN := .venv/bin
 STAMP := .venv/installed
 DATA ?= demo-data
 
-.PHONY: help install demo test soak check bench clean
+.PHONY: help install demo demo-rlhf test soak check bench clean
 
 help:
-	@echo "make demo     train a chat model and watch it happen (installs what is missing)"
-	@echo "make test     all tests"
-	@echo "make check    lint, types and the quick tests: under 2 minutes"
-	@echo "make soak     the tests at full length: under 90 minutes"
-	@echo "make bench    the benchmarks; each prints what it measured"
-	@echo "make install  make .venv with rlhf in it"
-	@echo "make clean    remove what these made, the demo's data too"
+	@echo "make demo        train a chat model and watch it happen (installs what is missing)"
+	@echo "make demo-rlhf   the same by SFT, a reward model and PPO, as one pipeline"
+	@echo "make test        all tests"
+	@echo "make check       lint, types and the quick tests: under 2 minutes"
+	@echo "make soak        the tests at full length: under 90 minutes"
+	@echo "make bench       the benchmarks; each prints what it measured"
+	@echo "make install     make .venv with rlhf in it"
+	@echo "make clean       remove what these made, the demo's data too"
 
 install: $(STAMP)
 
@@ -29,6 +30,9 @@ $(STAMP): pyproject.toml constraints.txt scripts/install.sh
 
 demo: install
 	@$(BIN)/python -m examples.demo --data "$(DATA)" $(ARGS)
+
+demo-rlhf: install
+	@$(BIN)/python -m examples.rlhf --data "$(DATA)" $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest -m "not soak" $(ARGS)

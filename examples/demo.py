@@ -1,12 +1,12 @@
-"""`make demo`: from nothing to a chat model that one has trained oneself, by SFT, a reward model and PPO, in minutes.
+"""`make demo`: from nothing to a chat model that one has trained oneself, in minutes, on two cores.
 
-Starts the control plane on loopback, uploads real dialogues, POSTs a pipeline for SmolLM2-135M (LoRA), shows all its
-steps as they run, prints answers and rewards before SFT, after it and after PPO, and leaves the control plane up until
-Ctrl-C.
+Starts the control plane on loopback, uploads real dialogues, POSTs a fine-tuning job of SmolLM2-135M (LoRA), shows it
+as it trains, prints answers from before and after, and leaves the control plane up until Ctrl-C.
 """
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -22,53 +22,34 @@ from rich.markup import escape
 from rich.table import Table
 
 from client.api import Client
-from client.commands.watch_pipeline import watch_pipeline
+from client.commands.models import folder_of
+from client.commands.watch import watch_job
 from client.problems import ApiError
-from client.records import Pipeline
+from client.records import Job
 from client.terminal import fail, out, say
 from examples import dialogues
 
-SYSTEM = "Be friendly."
-SHOWN = 6
-"""Prompts whose answers are printed; the rewards are means over all that are held out."""
-STAGES = {"before": "before SFT", "after-sft": "after SFT", "after-ppo": "after PPO"}
-"""The steps that evaluate, and what they are called in the table."""
+PROMPTS = ["Hello!", "What is your name?", "Are you a robot?", "What do you like to eat?", "Do you ever get sad?"]
 
 
-def pipeline(model: Path, files: dict[str, str], *, steps: int, iterations: int) -> dict[str, Any]:
-    """The pipeline that the demo POSTs: SFT, a reward model, PPO, and what each is worth on held-out prompts."""
-    lora = {"rank": 16, "alpha": 32}
-    short = {"max_length": 128}
-    # What people hear: mostly friendliness, a little of what dialogues are like.
-    reward = {"terms": [{"function": "sentiment"}, {"model": {"from": "reward.model"}, "weight": 0.05}]}
-    rollout = {"prompts": 16, "slots": 16, "max_new_tokens": 24}
-
-    def evaluated(what: Any) -> dict[str, Any]:
-        sampled = {**rollout, "prompts": 64, "slots": 32}
-        return {"type": "evaluate", "model": what, "reward": reward, "data": files["test"], "rollout": sampled, **short}
-
-    stages: dict[str, dict[str, Any]] = {
-        "sft": {
-            "type": "sft", "model": str(model), "data": files["train"], "steps": steps, "batch": 8, "lora": lora,
-            "optimizer": {"lr": 5e-4, "warmup": 0.1}, "max_length": 256,
+def spec(model: Path, train: str, held_out: str, steps: int) -> dict[str, Any]:
+    """The job that the demo POSTs: what a person would write, no more."""
+    return {
+        "name": "demo",
+        "stage": {
+            "type": "sft",
+            "model": str(model),
+            "data": f"files/{train}",
+            "steps": steps,
+            "batch": 8,
+            "max_length": 256,
+            "lora": {"rank": 16, "alpha": 32},
+            "optimizer": {"lr": 1e-3, "warmup": 0.1},
         },
-        "reward": {
-            "type": "reward", "model": {"from": "sft.model"}, "data": files["comparisons"], "steps": steps, "batch": 8,
-            "lora": lora, "optimizer": {"lr": 5e-4, "warmup": 0.1}, **short,
-        },
-        "ppo": {
-            "type": "ppo", "actor": {"model": {"from": "sft.model"}, "lora": lora},
-            "critic": {"model": {"from": "reward.model"}, "lora": lora}, "reference": {"from": "actor"},
-            "reward": reward, "data": files["prompts"], "rollout": rollout, "steps": iterations,
-            "ppo": {"epochs": 1, "minibatches": 2, "kl": {"coef": 0.02}},
-            "optimizer": {"lr": 3e-4, "warmup": 0.0, "schedule": "constant"}, **short,
-        },
-        "before": evaluated(str(model)),
-        "after-sft": evaluated({"from": "sft.model"}),
-        "after-ppo": evaluated({"from": "ppo.model"}),
-    }  # fmt: skip
-    every = {"checkpoint": {"every_steps": 10}}
-    return {"name": "demo", "steps": {name: {"stage": stage, **every} for name, stage in stages.items()}}
+        "deepspeed": {"precision": "fp32"},
+        "evaluate": {"data": f"files/{held_out}"},
+        "checkpoint": {"every_steps": 10},
+    }
 
 
 def model_file() -> Path:
@@ -130,67 +111,69 @@ def _await_ready(client: Client, server: subprocess.Popen[bytes], log: Path) -> 
     raise ApiError(f"The control plane did not become ready within a minute; {log} says more.")
 
 
-def show_answers(client: Client, pipeline: Pipeline) -> None:
-    """For the same prompts and seeds: what the model said before, after SFT and after PPO, and what that was worth."""
-    jobs = {what: pipeline.step(step) for step, what in STAGES.items()}
-    said = {what: {s.index: s for s in client.jobs.samples(job.id)} for what, job in jobs.items()}
+def answers(models: list[Path], prompts: list[str]) -> list[list[str]]:
+    """What each model answers, likeliest token by token. Raises ApiError with the last of what went wrong.
+
+    In a process of its own: this one stays without torch.
+    """
+    script = "import json, sys; from worker.chat import *; models, prompts = json.load(sys.stdin); "
+    script += "print(json.dumps([answers(m, prompts, Manner(max_new_tokens=48)) for m in models]))"
+    asked = json.dumps([[str(model) for model in models], prompts])
+    done = subprocess.run([sys.executable, "-c", script], input=asked, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ApiError("The model does not answer:\n  " + "\n  ".join(done.stderr.strip().splitlines()[-3:]))
+    said: list[list[str]] = json.loads(done.stdout.splitlines()[-1])
+    return said
+
+
+def show_answers(before: list[str], after: list[str]) -> None:
+    """Prompts, and the answers of the model as it was and as it is."""
     table = Table(show_lines=True, header_style="bold")
     table.add_column("", style="bold", ratio=2)
-    for what in said:
-        table.add_column(what, ratio=4, style="green" if what == STAGES["after-ppo"] else "")
-    shared = sorted(set.intersection(*(set(samples) for samples in said.values())))
-    for index in shared[:SHOWN]:
-        answers = [samples[index] for samples in said.values()]
-        table.add_row(
-            escape(answers[0].prompt), *(f"{escape(_line(s.answer))}\n[dim]{s.reward:+.2f}[/]" for s in answers)
-        )
-    means = [client.jobs.metrics(job.id, name="eval/reward")[-1].value for job in jobs.values()]
-    table.add_row(f"mean reward of {len(shared)} prompts", *(f"[bold]{mean:+.2f}[/]" for mean in means))
+    table.add_column("before", ratio=4)
+    table.add_column("after", ratio=4, style="green")
+    for prompt, old, new in zip(PROMPTS, before, after, strict=True):
+        table.add_row(*(escape(" ".join(text.split())) for text in (prompt, old, new)))
     out.print(table)
 
 
-def _line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def stop(client: Client, pipeline: Pipeline) -> None:
-    """Cancels a pipeline that was interrupted, and waits until its processes are gone."""
+def stop(client: Client, job: Job) -> None:
+    """Cancels a job that was interrupted, and waits until its processes are gone."""
     with contextlib.suppress(ApiError, TimeoutError, KeyboardInterrupt):
-        if not client.pipelines.get(pipeline.id).final:
-            say("[dim]The step that runs stops after its update; Ctrl-C again leaves that to itself …[/]")
-            client.pipelines.cancel(pipeline.id)
-            client.pipelines.wait(pipeline.id, timeout=60, every=0.2)
+        if not client.jobs.get(job.id).final:
+            say("[dim]The job stops after its step; Ctrl-C again leaves that to itself …[/]")
+            client.jobs.cancel(job.id)
+            client.jobs.wait(job.id, timeout=60, every=0.2)
 
 
-def run(data: Path, *, steps: int, iterations: int, stay: bool) -> int:
+def run(data: Path, steps: int, *, stay: bool) -> int:
     """The whole demo; gives the exit code."""
     began = time.monotonic()
     data.mkdir(parents=True, exist_ok=True)
     gguf = model_file()
-    written = dialogues.write(data, system=SYSTEM)
+    written = dialogues.write(data, held_out=0.05)
     with control_plane(data, [Path.cwd(), gguf.parent]) as client:
         out.print(f"[green]✓[/] The control plane is up at [bold]{client.url}[/] (its API: {client.url}/docs)")
-        uploaded = {name: client.files.upload(path) for name, path in written._asdict().items()}
-        rows = {name: file.rows for name, file in uploaded.items()}
-        out.print(
-            f"[green]✓[/] {rows['train']} dialogues, {rows['comparisons']} pairs of answers, {rows['prompts']} prompts "
-            f"to learn from; {rows['test']} prompts held out"
-        )
-        references = {name: f"files/{file.id}" for name, file in uploaded.items()}
-        made = client.pipelines.create(pipeline(gguf, references, steps=steps, iterations=iterations))
-        out.print(f"[green]✓[/] POSTed {made.id}: SmolLM2-135M, LoRA, {len(made.steps)} steps\n")
+        files = [client.files.upload(path) for path in (written.train, written.held_out)]
+        out.print(f"[green]✓[/] {files[0].rows} dialogues to learn from, {files[1].rows} held out")
+        job = client.jobs.create(spec(gguf, files[0].id, files[1].id, steps))
+        out.print(f"[green]✓[/] POSTed {job.id}: SmolLM2-135M, LoRA, {steps} steps\n")
         try:
-            code = watch_pipeline(client, made, as_json=False)
+            code = watch_job(client, job, as_json=False)
             if code:
                 return code
-            out.print("\nThe same prompts and seeds, none of which it has learnt from")
-            show_answers(client, client.pipelines.get(made.id))
+            out.print("\nThe same questions, before and after [dim](both models load; this takes a moment)[/]")
+            job = client.jobs.get(job.id)
+            # The worker has converted the GGUF file once, and keeps it by its hash.
+            base = data / "store" / "cache" / "models" / job.inputs["stage.model"]["sha256"]
+            made = next(client.models.get(m.id) for m in job.models if m.kind == "model")
+            show_answers(*answers([base, folder_of(client, made)], PROMPTS))
             out.print(f"All of this took {time.monotonic() - began:.0f} s. The control plane stays up:\n")
             server = "" if client.url.endswith(":8000") else f"--server {client.url} "
             for command, what in (
-                (f"rlhf {server}chat demo-ppo", "talk to it"),
-                (f"rlhf {server}samples demo-ppo", "what it answered while it learnt, token by token"),
-                (f"rlhf {server}metrics demo-ppo", "its curves"),
+                (f"rlhf {server}chat demo", "talk to it"),
+                (f"rlhf {server}metrics", "its curves"),
+                (f"rlhf {server}list", "all jobs"),
                 (f"rlhf {server}submit examples/tiny.json --watch", "another job, of seconds"),
             ):
                 out.print(f"  [bold].venv/bin/{command}[/]  [dim]{what}[/]", soft_wrap=True)
@@ -201,7 +184,7 @@ def run(data: Path, *, steps: int, iterations: int, stay: bool) -> int:
         except KeyboardInterrupt:
             pass
         finally:
-            stop(client, made)
+            stop(client, job)
     say(f"[dim]Stopped. What was made stays in {data}.[/]")
     return 0
 
@@ -210,14 +193,13 @@ def main() -> int:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("demo-data"), help="kept from run to run")
-    parser.add_argument("--steps", type=int, default=24, help="optimizer updates of SFT and of the reward model")
-    parser.add_argument("--iterations", type=int, default=13, help="of PPO")
+    parser.add_argument("--steps", type=int, default=30, help="optimizer updates")
     parser.add_argument("--exit", action="store_true", help="end after printing")
     given = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
-        return run(given.data.absolute(), steps=given.steps, iterations=given.iterations, stay=not given.exit)
+        return run(given.data.absolute(), given.steps, stay=not given.exit)
     except (ApiError, OSError) as error:
         fail(error)
 

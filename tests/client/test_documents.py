@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from client.specfiles import parse, read
+from examples import demo, dialogues, rlhf
 from scripts.describe_spec import page
 from worker.contract.check import parse_spec
 from worker.contract.pipeline import parse_pipeline
@@ -40,6 +41,22 @@ def test_every_example_is_a_spec_whose_data_are_there_and_fit(path: Path) -> Non
             if wanted.kind == "data" and wanted.reference.startswith("./"):
                 with (ROOT / wanted.reference).open("rb") as lines:
                     assert check_rows(lines).kind in wanted.rows
+
+
+def test_what_the_demos_post_are_specs_whose_rows_fit(tmp_path: Path) -> None:
+    written = dialogues.write(tmp_path)._asdict()
+    references_to = {name: f"files/file-{name:a<12.12}".replace("_", "a") for name in written}
+    kinds = {}
+    for name, path in written.items():
+        with path.open("rb") as lines:
+            kinds[references_to[name]] = check_rows(lines).kind
+    model = Path("/models/smollm2.gguf")
+    posted = parse_pipeline(rlhf.pipeline(model, references_to, steps=2, iterations=1))
+    ids = [references_to[name].removeprefix("files/") for name in ("train", "held_out")]
+    for spec in [*posted.steps.values(), parse_spec(demo.spec(model, *ids, 2))]:
+        for wanted in references(spec):
+            assert wanted.kind != "data" or kinds[wanted.reference] in wanted.rows
+    assert not set(written["prompts"].read_text().splitlines()) & set(written["test"].read_text().splitlines())
 
 
 def test_there_are_examples() -> None:
