@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.rule import Rule
 from rich.text import Text
 
-from client.commands.followed import Followed
+from client.commands.followed import Followed, headline
 from client.records import Event
 from client.terminal import LEVEL_STYLES, clock, escape, phase, progress_of, why
 
@@ -70,12 +70,12 @@ def _state(followed: Followed) -> str:
 
 
 def numbers(followed: Followed, graph: bool = False) -> str:
-    """Loss, speed and tokens, as far as they are known."""
+    """What tells most (mostly the loss), speed and tokens, as far as they are known."""
     job = followed.job
     parts = [] if graph else [f"step {progress_of(job)}"]
-    if followed.losses:
-        line = f" {sparkline([p.value for p in followed.losses], 24)}" if graph else ""
-        parts.append(f"loss {followed.losses[-1].value:.3f}{line}")
+    if points := followed.curve:
+        line = f" {sparkline([p.value for p in points], 24)}" if graph else ""
+        parts.append(f"{headline(job.stage).rpartition('/')[2]} {points[-1].value:.3f}{line}")
     if job.progress is not None and job.progress.tokens_per_second and not job.final:
         parts.append(f"{job.progress.tokens_per_second:,.0f} tokens/s")
     if job.progress is not None and job.progress.tokens:

@@ -5,9 +5,9 @@ from typing import Annotated
 import typer
 
 from client.api import Client
+from client.commands.follow import left_running
 from client.commands.options import AsJson, Server
 from client.commands.submit import Settings, Source
-from client.commands.watch import left_running
 from client.commands.watch_pipeline import watch_pipeline
 from client.records import Pipeline
 from client.specfiles import change, read

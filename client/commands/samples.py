@@ -8,8 +8,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from client.api import Client
+from client.commands.follow import left_running
 from client.commands.options import AsJson, JobOrNewest, Server, job_or_newest
-from client.commands.watch import left_running
 from client.records import Job, Sample
 from client.terminal import as_json, escape, out, plain, print_json, say
 

@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
+from client.commands.follow import left_running
 from client.commands.options import AsJson, Server
-from client.commands.watch import left_running, watch_job
+from client.commands.watch import watch_job
 from client.specfiles import BadFile, change, read
 from client.terminal import escape, out, print_json, say
 from worker.contract.check import parse_spec

@@ -11,6 +11,7 @@ import pytest
 from api.settings import load
 from client import Client
 from client.commands.followed import Followed
+from client.commands.followed_pipeline import FollowedPipeline
 from client.records import Job
 from tests.api.conftest import Plane, happenings, plane_on, points
 
@@ -44,7 +45,7 @@ class Watcher:
     @property
     def losses(self) -> list[tuple[int, int]]:
         """The (attempt, step) of the losses that it was told."""
-        return [(point.attempt, point.step) for point in self.followed.losses]
+        return [(point.attempt, point.step) for point in self.followed.curve]
 
     def _note(self, request: httpx.Request) -> None:
         last = request.url.path.rpartition("/")[2]
@@ -131,3 +132,24 @@ async def test_a_server_that_does_not_count_events_is_asked_for_all_at_every_loo
     for _ in range(2):
         assert await watcher.look() == ["job", "events", "metrics"]
     assert watcher.events == [1]
+
+
+async def test_of_a_pipeline_nothing_is_lost_when_one_step_answers_and_the_next_does_not(control: Plane) -> None:
+    with Client(str(control.http.base_url), patience=0) as client:
+        steps = {name: {"stage": {"type": "rehearse"}} for name in ("one", "two")}
+        made = await asyncio.to_thread(client.pipelines.create, {"name": "both", "steps": steps})
+        asked: list[str] = []
+
+        def note(request: httpx.Request) -> None:
+            if request.url.path.endswith("/events"):
+                asked.append(request.url.path)
+                if len(asked) == 2:
+                    raise httpx.ConnectError("nobody answers")
+
+        client._transport.http.event_hooks["request"].append(note)
+        followed = FollowedPipeline(client, made)
+        assert await asyncio.to_thread(followed.look) == []
+        assert followed.silent_since is not None
+        told = await asyncio.to_thread(followed.look)
+        assert [(happened.step, happened.event.type) for happened in told] == [("one", "Created"), ("two", "Created")]
+        assert not await asyncio.to_thread(followed.look)
