@@ -1,11 +1,13 @@
 """Training checkpoints of all ranks together: written into one sealed folder, found again, and put back.
 
 A checkpoint says how things stood when an update began. Weights do not change inside an accumulation, so a stop in the
-middle of one saves that moment too, and the resumed run computes the update's micro-batches again.
+middle of one saves that moment too, and the resumed run computes the update's micro-batches again. Where a step is
+long, as an iteration of PPO, a checkpoint may lie within it (`part`), with what is in hand.
 """
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,29 +19,42 @@ from worker.context import Context
 from worker.distributed import Ranks
 from worker.engine import Engine
 from worker.errors import BadSpec
-from worker.state import Circumstances, Progress, read_rank, restore_random_states, write_rank
+from worker.state import Circumstances, restore_random_states
 
 _TRAINING = "training.json"
+_COMMON = "common.pt"
 
 
 def save(
-    context: Context, engine: Engine, ranks: Ranks, *, progress: Progress, random_states: dict[str, Any], data: str
+    context: Context,
+    engines: Mapping[str, Engine],
+    ranks: Ranks,
+    *,
+    step: int,
+    part: int = 0,
+    own: dict[str, Any],
+    common: dict[str, Any],
+    data: str,
 ) -> None:
-    """Seals a checkpoint of `progress`, whose random states each rank gives; all ranks call it.
+    """Seals a checkpoint of `step`, or of within the step after it (`part`); all ranks call it.
 
-    `data` is the hash of what is trained on, in its order. Raises OSError; older checkpoints are whole still.
+    `own` is what each rank gives, its `random` states among it, `common` is the same on all; both are plain values and
+    tensors. `data` is the hash of what is learnt from, in its order. Raises OSError; older checkpoints are whole still.
     """
-    final = checkpoint.step_folder(context.checkpoints, progress.step)
+    final = checkpoint.step_folder(context.checkpoints, step, part)
     temporary = checkpoint.temporary_name(final)
     if context.rank == 0:
         checkpoint.temporary_for(final)
     try:
         ranks.barrier()
-        engine.save(temporary)
-        write_rank(temporary, context.rank, random_states)
+        for name, engine in engines.items():
+            engine.save(temporary / name)
+        torch.save(own, temporary / f"rank-{context.rank}.pt")
         if context.rank == 0:
+            torch.save(common, temporary / _COMMON)
             stored = {
-                "progress": asdict(progress),
+                "step": step,
+                "part": part,
                 "circumstances": asdict(Circumstances.now(context.order.spec, ranks.world)),
                 "data": data,
             }
@@ -52,38 +67,43 @@ def save(
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     if sealed is not None:
-        context.channel.checkpoint(checkpoint.announce(final, sealed, step=progress.step, store=context.store))
+        context.channel.checkpoint(checkpoint.announce(final, sealed, step=step, part=part, store=context.store))
     ranks.barrier()
 
 
-def restore(context: Context, engine: Engine, ranks: Ranks, data: str) -> tuple[Progress, Path | None]:
-    """Puts back the newest whole checkpoint of the job's earlier attempts; all ranks call it.
+def restore(
+    context: Context, engines: Mapping[str, Engine], ranks: Ranks, data: str
+) -> tuple[dict[str, Any], dict[str, Any], Path] | None:
+    """Puts engines and random states back as the newest whole checkpoint of earlier attempts has them; all call it.
 
-    Gives the progress to go on from and the checkpoint's folder, or a fresh start and None where there is none.
-    Raises BadSpec for a checkpoint that DeepSpeed cannot read into this attempt's shape.
+    Gives (`own`, `common`, folder) as they were saved, or None where there is none: then everything begins. Raises
+    BadSpec for a checkpoint that DeepSpeed cannot read into this attempt's shape.
     """
-    found = newest(context, ranks)
+    found = _newest(context, ranks)
     if found is None:
         if context.rank == 0 and context.order.attempt > 1:
             # What earlier attempts said of any step is said again.
             context.channel.resumed_from(0)
-        return Progress(), None
+        return None
     stored = json.loads((found / _TRAINING).read_text())
-    check_circumstances(context, Circumstances(**stored["circumstances"]), ranks.world)
+    _check_circumstances(context, Circumstances(**stored["circumstances"]), ranks.world)
     if context.rank == 0 and stored["data"] != data:
         context.channel.event(
             "NotExact", "the training data is not what it was when the checkpoint was made", level="warning"
         )
     torch.set_num_threads(stored["circumstances"]["threads"])
-    engine.load(found)
-    restore_random_states(read_rank(found, context.rank))
-    progress = Progress.of(stored["progress"])
+    for name, engine in engines.items():
+        engine.load(found / name)
+    # Plain values and tensors: no code is run by reading them.
+    own = torch.load(found / f"rank-{context.rank}.pt", weights_only=True)
+    common = torch.load(found / _COMMON, weights_only=True)
+    restore_random_states(own["random"])
     if context.rank == 0:
-        context.channel.resumed_from(progress.step)
-    return progress, found
+        context.channel.resumed_from(stored["step"])
+    return own, common, found
 
 
-def newest(context: Context, ranks: Ranks) -> Path | None:
+def _newest(context: Context, ranks: Ranks) -> Path | None:
     """The folder of the newest whole checkpoint of earlier attempts. Rank 0 reads and hashes, the others follow."""
     step = part = attempt = -1
     if context.rank == 0:
@@ -98,7 +118,7 @@ def newest(context: Context, ranks: Ranks) -> Path | None:
     return checkpoint.step_folder(context.job_folder / f"a{attempt}" / "checkpoints", step, part)
 
 
-def check_circumstances(context: Context, before: Circumstances, world: int) -> None:
+def _check_circumstances(context: Context, before: Circumstances, world: int) -> None:
     """Raises BadSpec where a checkpoint cannot go on as this attempt is; says in an event where it cannot exactly."""
     now = Circumstances.now(context.order.spec, world)
     if (before.world, before.zero, before.precision) != (now.world, now.zero, now.precision):

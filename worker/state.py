@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,17 +117,6 @@ def seed_everything(seed: int, rank: int) -> None:
     random.seed(own)
     np.random.seed(own)
     torch.manual_seed(own)
-
-
-def write_rank(folder: Path, rank: int, states: dict[str, Any]) -> None:
-    """Writes one rank's random states into a checkpoint folder."""
-    torch.save(states, folder / f"rank-{rank}.pt")
-
-
-def read_rank(folder: Path, rank: int) -> dict[str, Any]:
-    """One rank's random states. Plain values and tensors: no code is run by reading it."""
-    states: dict[str, Any] = torch.load(folder / f"rank-{rank}.pt", weights_only=True)
-    return states
 
 
 def _device_name() -> str:

@@ -7,7 +7,7 @@ random states at the update's start; `worker/snapshots.py` stores them.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ from worker.memory import explained, preflight
 from worker.method import Method, Trained
 from worker.models import Loaded
 from worker.schedule import learning_rate
-from worker.state import random_states, seed_everything
+from worker.state import Progress, random_states, seed_everything
 from worker.stopwatch import Stopwatch
 
 
@@ -61,7 +61,10 @@ class Training:
         with explained(spec, "the model and its optimizer"):
             self.engine = Engine(loaded.model, objective, Setting.of(spec))
         seed_everything(self.stage.seed, context.rank)
-        self.progress, earlier = snapshots.restore(context, self.engine, self.ranks, dataset.hash)
+        self.progress, earlier = Progress(), None
+        if (found := snapshots.restore(context, self._engines, self.ranks, dataset.hash)) is not None:
+            _, common, earlier = found
+            self.progress = Progress.of(common["progress"])
         self.saved_step = self.progress.step
         self.random_states = random_states()
         self.curves = self._open_curves(earlier)
@@ -84,6 +87,10 @@ class Training:
         if self.curves:
             self.curves.close()
         return self._hand_over()
+
+    @property
+    def _engines(self) -> dict[str, Engine]:
+        return {"model": self.engine}
 
     def _say_what_was_raised(self) -> None:
         """Tells that not the ZeRO stage of the spec runs, where that is so."""
@@ -187,10 +194,11 @@ class Training:
         with watch("save"):
             snapshots.save(
                 self.context,
-                self.engine,
+                self._engines,
                 self.ranks,
-                progress=self.progress,
-                random_states=self.random_states,
+                step=self.progress.step,
+                own={"random": self.random_states},
+                common={"progress": asdict(self.progress)},
                 data=self.dataset.hash,
             )
         self.saved_step = self.progress.step

@@ -6,6 +6,7 @@ from typing import Any, NoReturn, Protocol
 
 import torch
 
+from worker import snapshots
 from worker.context import Context
 from worker.contract.metrics import known
 from worker.contract.ppo import PpoStage
@@ -14,7 +15,6 @@ from worker.curves import Curves
 from worker.distributed import Ranks, Stop
 from worker.errors import Diverged, Stopped
 from worker.memory import explained
-from worker.rl import snapshots
 from worker.rl.ema import Ema
 from worker.rl.hand import Hand
 from worker.rl.roles import Learner, Roles
