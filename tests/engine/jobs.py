@@ -102,6 +102,11 @@ def spec(stage: str = "sft", **changes: Any) -> dict[str, Any]:
         },
         "deepspeed": {"precision": "fp32"},
     }
+    return changed(made, changes)
+
+
+def changed(made: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A spec with `changes` in it: dotted paths with `__` for dots, and a None value removes."""
     for path, value in changes.items():
         at = made
         *parents, last = path.split("__")

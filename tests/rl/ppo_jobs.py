@@ -59,16 +59,7 @@ def spec(**changes: Any) -> dict[str, Any]:
         "deepspeed": {"precision": "fp32"},
         "checkpoint": {"every_steps": 50},
     }
-    for path, value in changes.items():
-        at = made
-        *parents, last = path.split("__")
-        for parent in parents:
-            at = at.setdefault(parent, {})
-        if value is None:
-            at.pop(last, None)
-        else:
-            at[last] = value
-    return made
+    return jobs.changed(made, changes)
 
 
 @dataclass
