@@ -91,14 +91,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+# torch's writers keep of the system's error its text at best, and of a failed write no more than that it failed.
+_WRITES_THAT_FAILED = ("No space left on device", "iostream error", "inline_container")
 
 
 def is_store_full(error: BaseException) -> bool:
     """Whether an error, or what it was raised from, says that a disk or a quota is full."""
     seen: BaseException | None = error
     while seen is not None:
-        # torch's writers wrap the system's error in a RuntimeError that keeps only its text.
-        if (isinstance(seen, OSError) and seen.errno in _FULL) or "No space left on device" in str(seen):
+        if isinstance(seen, OSError) and seen.errno in _FULL:
+            return True
+        if any(words in str(seen) for words in _WRITES_THAT_FAILED):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

@@ -43,6 +43,10 @@ def advice(spec: JobSpec) -> str:
         ways.append(f"deepspeed.zero: {spec.deepspeed.zero + 1} (now {spec.deepspeed.zero})")
     if spec.deepspeed.precision == "fp32":
         ways.append("deepspeed.precision: bf16 (now fp32)")
+    if isinstance(stage, PpoStage) and stage.rollout.slots > 1:
+        ways.append(
+            f"stage.rollout.slots: {stage.rollout.slots // 2} (now {stage.rollout.slots}; it only takes longer)"
+        )
     ways += [f"{path}.lora: {{}}" for path, role in roles.items() if role.lora is None]
     ways.append(f"stage.max_length: {max(2, stage.max_length // 2)} (now {stage.max_length})")
     return "write one of " + ", ".join(ways)

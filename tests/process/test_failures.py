@@ -54,6 +54,14 @@ def test_a_full_disk_behind_another_error_is_named() -> None:
     assert isinstance(failure_of(raised(RuntimeError("iostream error: No space left on device"))), StoreFull)
 
 
+def test_a_full_disk_is_named_though_torch_says_only_that_it_could_not_write() -> None:
+    import torch
+
+    with pytest.raises(RuntimeError) as caught:
+        torch.save(torch.zeros(100_000), "/dev/full")
+    assert isinstance(failure_of(caught.value), StoreFull), caught.value
+
+
 def test_an_error_that_only_follows_a_full_disk_is_still_a_full_disk() -> None:
     try:
         try:

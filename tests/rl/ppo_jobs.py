@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from tests.engine import jobs
 from worker.contract.check import parse_spec
@@ -30,6 +36,22 @@ def actor_folder(folder: Path, *, seed: int = 1, size: int = 32, layers: int = 2
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def reward_folder(
+    folder: Path, actor: Path, *, weight: float = 0.1, positions: int = 128, template: str | None = None
+) -> Path:
+    """A reward model on the actor's backbone, whose head has one weight everywhere."""
+    config = AutoConfig.from_pretrained(actor, num_labels=1, max_position_embeddings=positions)
+    model = AutoModelForSequenceClassification.from_pretrained(actor, config=config)
+    with torch.no_grad():
+        model.score.weight.fill_(weight)
+    model.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(actor)
+    if template is not None:
+        tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     return folder
 

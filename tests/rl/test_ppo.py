@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.engine import jobs
-from tests.engine.jobs import Ended
+from tests.engine.jobs import Ended, Plan
 from tests.engine.pool import Pool
 from tests.rl import ppo_cases, ppo_jobs
 
@@ -37,10 +37,35 @@ def test_two_ranks_at_every_zero_stage_give_the_gradient_of_one_rank(
             assert relative_error(found[role], expected[role]) <= 1e-5, role
 
 
+@pytest.mark.parametrize("zero", [0, 3])
+def test_dialogues_that_are_learnt_from_beside_give_one_gradient_too(
+    one: Pool, two: Pool, tmp_path: Path, zero: int
+) -> None:
+    changes: dict[str, Any] = {"stage__ppo": {"minibatches": 1, "ptx": 3.0}}
+    changes |= {"stage__data": {"prompts": "files/prompts", "ptx": "files/ptx"}}
+    spread = {"deepspeed__zero": zero, "resources": {"per_node": 2}, "stage__micro_batch": 2}
+
+    def job(**more: Any) -> ppo_jobs.Job:
+        made = ppo_jobs.ppo(tmp_path, **changes | more)
+        made.dialogues = jobs.dialogues(7, seed=3)  # of uneven lengths
+        return made
+
+    expected = one.run(ppo_cases.gradients, job(stage__micro_batch=8))[0]
+    plain = ppo_jobs.ppo(tmp_path, stage__ppo={"minibatches": 1}, stage__micro_batch=8)
+    without = one.run(ppo_cases.gradients, plain)[0]
+    assert relative_error(expected["actor"], without["actor"]) > 0.1, "the dialogues have no weight"
+    assert expected["critic"] == without["critic"]
+    for found in two.run(ppo_cases.gradients, job(**spread)):
+        assert relative_error(found["actor"], expected["actor"]) <= 1e-5
+    ended = attempt(one, job(stage__micro_batch=8))
+    assert ended.outcome == "Finished", ended.message
+    assert ended.curve("ppo/ptx_loss")[2] < ended.curve("ppo/ptx_loss")[1]
+
+
 def test_the_first_ratio_is_exactly_1_and_the_actor_begins_at_its_reference(one: Pool, tmp_path: Path) -> None:
-    for lora in (None, {"rank": 4}):
+    for lora in (None, {"rank": 4}, {"rank": 8, "dropout": 0.3}):
         changes = {"stage__actor__lora": lora, "stage__critic__lora": lora}
-        ended = attempt(one, ppo_jobs.ppo(tmp_path / str(bool(lora)), **changes))
+        ended = attempt(one, ppo_jobs.ppo(tmp_path / f"{lora}", **changes))
         assert ended.outcome == "Finished", ended.message
         assert set(ended.curve("ppo/ratio_error").values()) == {0.0}
         kl = ended.curve("ppo/kl")
@@ -70,8 +95,8 @@ def test_what_is_handed_over_loads_and_is_the_actor_that_was_trained(one: Pool, 
     name = "model.layers.0.mlp.up_proj.weight"
     now, then, mean = (dict(m.named_parameters())[name] for m in (actor, before, average))
     assert not now.equal(then)
-    # After two iterations: half of the first half, and the second.
-    assert (mean - then).norm() < (now - then).norm()
+    # Nearer to where it began than the actor, and not there any more.
+    assert 0 < (mean - then).norm() < (now - then).norm()
     critic = AutoModelForSequenceClassification.from_pretrained(paths["critic"])
     assert critic.score.weight.abs().sum() > 0
 
@@ -92,7 +117,8 @@ def test_a_batch_in_which_every_answer_hits_the_limit_is_told_and_trained(one: P
     ended = attempt(one, ppo_jobs.ppo(tmp_path, **changes))
     assert ended.outcome == "Finished"
     assert "LengthGuard" in ended.events
-    assert set(ended.curve("ppo/ended").values()) <= {0.0, 0.125, 0.25}
+    # The end is barred before the fourth token, which may be one.
+    assert set(ended.curve("ppo/length").values()) == {4.0}
 
 
 @pytest.mark.parametrize(
@@ -112,16 +138,40 @@ def test_a_guard_stops_or_pauses_as_the_spec_says(
         assert attempt(one, job, 2).outcome == "Finished"
 
 
-def test_a_reward_model_that_gives_nan_ends_the_job_before_anything_is_learnt(one: Pool, tmp_path: Path) -> None:
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+def test_an_evaluation_after_a_pause_is_saved_and_not_made_again(one: Pool, tmp_path: Path) -> None:
+    guards = {"kl": {"max": 1e-9, "then": "pause"}, "hacking": {"then": "pause"}}
+    job = ppo_jobs.ppo(tmp_path, stage__guards=guards, stage__steps=4, evaluate={"held_out": 0.3, "every_steps": 1})
+    # Paused before the evaluation of its step; stopped after it, before the next rollout has made anything.
+    first = attempt(one, job)
+    assert first.outcome == "PausedByGuard" and list(first.curve("eval/reward")) == [0, 1]
+    second: Ended = one.run(jobs.attempt, job, 2, Plan(stop_at=35))[0]
+    assert second.outcome == "Stopped" and list(second.curve("eval/reward")) == [2], second.message
+    assert [m["checkpoint"]["part"] for m in second.said if m["kind"] == "checkpoint"] == [0]
+    third = attempt(one, job, 3)
+    assert third.outcome == "Finished" and list(third.curve("eval/reward")) == [3, 4]
 
+
+@pytest.mark.parametrize(
+    ("positions", "template", "outcome", "words"),
+    [
+        (64, None, "InvalidSpec", "64 positions"),
+        (128, "{{ raise_exception('no system here') }}", "InvalidData", "prompt 1"),
+    ],
+)
+def test_a_reward_model_that_cannot_read_the_prompts_is_refused_before_anything_is_sampled(
+    one: Pool, tmp_path: Path, positions: int, template: str | None, outcome: str, words: str
+) -> None:
     job = ppo_jobs.ppo(tmp_path, stage__reward={"terms": [{"model": "/rm"}]})
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "actor", num_labels=1)
-    with torch.no_grad():
-        model.score.weight.fill_(float("nan"))
-    model.save_pretrained(tmp_path / "rm")
-    AutoTokenizer.from_pretrained(tmp_path / "actor").save_pretrained(tmp_path / "rm")
+    ppo_jobs.reward_folder(tmp_path / "rm", tmp_path / "actor", positions=positions, template=template)
+    job.models["stage.reward.terms.0.model"] = tmp_path / "rm"
+    ended = attempt(one, job)
+    assert ended.outcome == outcome and words in ended.message, ended.message
+    assert ended.curve("ppo/reward") == {}
+
+
+def test_a_reward_model_that_gives_nan_ends_the_job_before_anything_is_learnt(one: Pool, tmp_path: Path) -> None:
+    job = ppo_jobs.ppo(tmp_path, stage__reward={"terms": [{"model": "/rm"}]})
+    ppo_jobs.reward_folder(tmp_path / "rm", tmp_path / "actor", weight=float("nan"))
     job.models["stage.reward.terms.0.model"] = tmp_path / "rm"
     ended = attempt(one, job)
     assert ended.outcome == "Diverged"

@@ -101,8 +101,10 @@ class ServiceTerm(Term):
     """
 
     service: ServiceUrl
-    timeout: Duration = Field(default=30.0, description="of one call")
-    patience: Duration = Field(default=300.0, description="how long calls that fail are made again")
+    timeout: Annotated[Duration, Field(le=600.0)] = Field(default=30.0, description="of one call; 10 minutes at most")
+    patience: Annotated[Duration, Field(le=600.0)] = Field(
+        default=300.0, description="how long calls that fail are made again; 10 minutes at most, for other ranks wait"
+    )
     batch: Annotated[int, Field(ge=1, le=4096)] = Field(default=64, description="answers a call")
 
     @property

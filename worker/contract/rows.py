@@ -106,6 +106,8 @@ def parse_line(raw: bytes, line: int) -> tuple[RowKind, Row]:
         raise BadRow(line, f"is not UTF-8 (byte {error.start + 1} of the line)") from None
     except (ValueError, RecursionError) as error:
         raise BadRow(line, f"is not JSON: {error}") from None
+    if b"\\ud" in raw.lower() and not _encodable(value):
+        raise BadRow(line, "holds half of a surrogate pair (\\ud800 to \\udfff), which is no text")
     if not isinstance(value, dict):
         raise BadRow(line, f"must be a JSON object, such as {EXAMPLES['messages']}")
     kind = _kind(value)
@@ -132,7 +134,17 @@ def parse_line(raw: bytes, line: int) -> tuple[RowKind, Row]:
 def _unanswerable(prompt: str | list[Turn]) -> str | None:
     if isinstance(prompt, str):
         return None if prompt.strip() else "has nothing but blanks"
-    return "the last turn is the assistant's already" if prompt[-1].role == "assistant" else None
+    if prompt[-1].role == "assistant":
+        return "the last turn is the assistant's already"
+    return None if any(turn.content.strip() for turn in prompt) else "its turns have nothing but blanks"
+
+
+def _encodable(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 EXAMPLES: dict[RowKind, str] = {

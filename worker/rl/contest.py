@@ -10,15 +10,15 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from worker.contract.rewards import ModelTerm, Reward
-from worker.dialogue import answer_end, turn_end
+from worker.dialogue import answer_end
 from worker.errors import BadSpec, Stopped
 from worker.exam import MODEL, TEST, Exam
 from worker.rl.experience import Rolled
 from worker.rl.gathered import sample_sharded
 from worker.rl.prompts import PromptRow, load_prompts, seeds
-from worker.rl.reading import by_model
+from worker.rl.reading import by_model, check_readable
 from worker.rl.rewards import Terms, weighted
-from worker.rl.roles import RewardModel, same_tokens
+from worker.rl.roles import RewardModel, ends_of, reading_limit, same_tokens
 from worker.rl.rollout import Answer, sample
 from worker.samples import chosen, shown
 
@@ -99,8 +99,7 @@ def _answers(exam: Exam, path: str, name: str, terms: Terms) -> Answers:
         )
         terms.check(rows)
         asked = exam.frozen(model)
-    ends = frozenset(e for e in (turn_end(tokenizer), tokenizer.eos_token_id) if isinstance(e, int))
-    same: dict[str, Any] = {"rollout": stage.rollout, "slots": stage.rollout.slots, "ends": ends}
+    same: dict[str, Any] = {"rollout": stage.rollout, "slots": stage.rollout.slots, "ends": ends_of(tokenizer)}
     same["pad_id"] = tokenizer.pad_token_id
 
     def between() -> None:
@@ -164,7 +163,9 @@ def _reward_models(exam: Exam, reward: Reward) -> dict[str, RewardModel]:
         with exam.context.channel.working():
             model, tokenizer = exam.reward_model(path, term.model)
             end = answer_end(tokenizer, term.model, path)
-            made[term.title] = RewardModel(exam.frozen(model, term.deepspeed), tokenizer, False, end)
+            limit = reading_limit(model, exam.stage.max_length)
+            frozen = exam.frozen(model, term.deepspeed)
+            made[term.title] = RewardModel(term.model, frozen, tokenizer, limit, False, end)
     return made
 
 
@@ -175,6 +176,8 @@ def _worth(exam: Exam, reward: Reward, terms: Terms, models: dict[str, RewardMod
         title: replace(model, reads_ids=same_tokens(answers.tokenizer, model.tokenizer))
         for title, model in models.items()
     }
+    for model in read.values():
+        check_readable(model, answers.rows)
     size = exam.stage.micro_batch
     found: list[tuple[int, dict[str, float]]] = []
     # As many on each rank; one that has none left asks about nothing, for the others' sake.

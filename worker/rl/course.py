@@ -53,8 +53,9 @@ class Course:
         self._curves = self._open_curves(earlier)
 
     @property
-    def _mark(self) -> tuple[int, int]:
-        return self.step, self.hand.part if self.hand is not None else 0
+    def _mark(self) -> tuple[int, int, int | None]:
+        """What a checkpoint would add to the last one: an evaluation counts, too."""
+        return self.step, self.hand.part if self.hand is not None else 0, self.evaluated
 
     def _restore(self) -> Path | None:
         found = snapshots.restore(self.context, self.roles.engines, self.ranks, self._data)
@@ -102,9 +103,9 @@ class Course:
 
     def save(self) -> None:
         """Seals a checkpoint of how things stand, unless one is there (or nothing has been done that could be lost)."""
-        step, part = self._mark
-        if (step, part) == self._saved:
+        if (mark := self._mark) == self._saved or not any(mark[:2]):
             return
+        step, part, _ = mark
         self.context.channel.report("saving")
         watch = Stopwatch(self.roles.actor.engine.settle)
         hand = self.hand
@@ -125,7 +126,7 @@ class Course:
                 self.context, self.roles.engines, self.ranks,
                 step=step, part=part, own=own, common=common, data=self._data,
             )  # fmt: skip
-        self._saved = step, part
+        self._saved = mark
         self.report(watch.metrics())
         if self._curves:
             self._curves.flush()
@@ -152,7 +153,7 @@ class Course:
 
     def diverged(self, what: str) -> Diverged:
         """The failure that ends a run which has gone wrong."""
-        step, part = self._saved
+        step, part, _ = self._saved
         kept = f"the checkpoint of step {step} is kept" if step or part else "no checkpoint was made yet"
         return Diverged(f"{what}; {kept}")
 

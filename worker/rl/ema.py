@@ -39,7 +39,7 @@ class Ema:
     @torch.no_grad()
     def in_place(self) -> Iterator[None]:
         """A block in which the model has the average for its weights."""
-        now = [part.detach().clone() for part in self._parts]
+        now = [part.detach().cpu().clone() for part in self._parts]
         for part, average in zip(self._parts, self._average, strict=True):
             part.copy_(average)
         try:

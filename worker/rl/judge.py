@@ -10,7 +10,7 @@ from worker.rl.course import Course
 from worker.rl.experience import Judged, Rolled, taken
 from worker.rl.objectives import AnswerBatch, answer_batch, log_probabilities
 from worker.rl.prompts import PromptRow
-from worker.rl.reading import by_model
+from worker.rl.reading import by_model, check_readable
 from worker.rl.rewards import Terms
 from worker.rl.roles import Roles
 from worker.scores import values
@@ -33,9 +33,11 @@ class Judge:
         self._pad = roles.pad_id
 
     def check(self, *prompts: Sequence[PromptRow]) -> None:
-        """Raises BadData where a term needs what a row has not."""
+        """Raises BadData where a term needs what a row has not, or cannot read it."""
         for rows in prompts:
             self._terms.check(rows)
+            for model in self._roles.rewards.values():
+                check_readable(model, rows)
 
     def of(
         self,

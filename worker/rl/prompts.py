@@ -56,6 +56,8 @@ def _prompts(place: Path, tokenizer: PreTrainedTokenizerBase, room: int, truncat
             ids = prompt_ids(tokenizer, messages)
         except TemplateError as error:
             raise BadData(f"line {line}: the chat template refuses the prompt: {error}") from None
+        if not ids:
+            raise BadData(f"line {line}: the prompt has not one token")
         if len(ids) > room:
             if not truncate:
                 raise BadData(

@@ -18,8 +18,10 @@ from worker.dialogue import answer_end, turn_end
 from worker.engine import Compute, Engine, Setting, effective_zero
 from worker.errors import BadSpec
 from worker.lora import with_adapters
+from worker.losses import token_loss_sum
 from worker.memory import explained
-from worker.models import DTYPES, Loaded, check_length, pretrained
+from worker.models import DTYPES, Loaded, check_length, positions, pretrained
+from worker.packing import MicroBatch
 from worker.rl.frozen import Frozen
 from worker.rl.objectives import policy_sums, value_sums
 from worker.scores import reward_model, value_model
@@ -59,8 +61,11 @@ class Reference:
 class RewardModel:
     """A reward model, and the tokenizer that it reads by."""
 
+    name: str
     model: Frozen
     tokenizer: PreTrainedTokenizerBase
+    limit: int
+    """The longest dialogue it reads, in tokens, the answer's end among them; a longer one loses its beginning."""
     reads_ids: bool
     """Whether the actor's tokens are its own, so that nothing has to be tokenized again."""
     end: int
@@ -98,8 +103,7 @@ class Roles:
     @property
     def ends(self) -> frozenset[int]:
         """The tokens at which an answer ends."""
-        known = [turn_end(self.tokenizer), self.tokenizer.eos_token_id]
-        return frozenset(token for token in known if isinstance(token, int))
+        return ends_of(self.tokenizer)
 
 
 def load_roles(context: Context) -> Roles:
@@ -130,6 +134,8 @@ def _actor(context: Context, spec: JobSpec, stage: PpoStage, notes: list[str]) -
     check_length(model, stage.max_length)
 
     def objective(whole: nn.Module, batch: Any) -> Tensor:
+        if isinstance(batch, MicroBatch):  # dialogues to go on learning from
+            return token_loss_sum(whole, batch)
         return policy_sums(
             whole, batch, clip=stage.ppo.clip, temperature=stage.rollout.temperature, entropy=stage.ppo.entropy
         )
@@ -167,13 +173,13 @@ def _learner(
     head: bool = False,
 ) -> Learner:
     role = stage.actor if name == "actor" else stage.critic
-    without_dropout(model)
     if role.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise BadSpec(f"stage.{name}.gradient_checkpointing: {role.model} does not support it")
         model.activation_checkpointing_enable({"use_reentrant": False})
     lora: Lora | None = role.lora
     trained: nn.Module = model if lora is None else with_adapters(model, lora, stage.seed, head=head)
+    without_dropout(trained)
     deepspeed, optimizer = role.deepspeed or spec.deepspeed, role.optimizer or stage.optimizer
     setting = Setting(deepspeed, optimizer, spec.ranks, spec.micro_batch, spec.accumulation)
     with explained(spec, f"the {name} and its optimizer"):
@@ -196,6 +202,7 @@ def _reference(context: Context, spec: JobSpec, stage: PpoStage, actor: Learner,
     )  # fmt: skip
     if not same_tokens(actor.loaded.tokenizer, tokenizer):
         raise BadSpec(f"{path}: {role.model} has another tokenizer than the actor; their tokens cannot be compared")
+    check_length(model, stage.max_length)
     return _frozen(spec, "the reference", model, deepspeed, actor.engine.device)
 
 
@@ -212,15 +219,31 @@ def _rewards(
             context.order.inputs[path], term.model, context.store, DTYPES[deepspeed.precision], notes,
             path=path, waiting=context.channel.going_on,
         )  # fmt: skip
+        check_length(model, stage.max_length)
+        limit = reading_limit(model, stage.max_length)
         own = same_tokens(actor.loaded.tokenizer, tokenizer)
         frozen = _frozen(spec, f"the reward model {term.title}", model, deepspeed, actor.engine.device)
-        made[term.title] = RewardModel(frozen, tokenizer, own, answer_end(tokenizer, term.model, path))
+        made[term.title] = RewardModel(
+            term.model, frozen, tokenizer, limit, own, answer_end(tokenizer, term.model, path)
+        )
     return made
 
 
 def _frozen(spec: JobSpec, what: str, model: PreTrainedModel, setting: DeepSpeed, device: torch.device) -> Frozen:
     with explained(spec, what):
         return Frozen(model, setting, ranks=spec.ranks, device=device)
+
+
+def reading_limit(model: PreTrainedModel, max_length: int) -> int:
+    """How many tokens a reward model reads at most: `max_length` and an answer's end, if it has as many positions."""
+    known = positions(model.config)
+    return max_length + 1 if known is None else min(max_length + 1, known)
+
+
+def ends_of(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens at which an answer ends: that which ends a turn, and that which ends a text."""
+    known = [turn_end(tokenizer), tokenizer.eos_token_id]
+    return frozenset(token for token in known if isinstance(token, int))
 
 
 def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:

@@ -22,6 +22,7 @@ from worker.context import Context
 from worker.contract.ppo import PpoStage
 from worker.contract.protocol import Output
 from worker.distributed import Ranks, check_accelerator
+from worker.memory import explained
 from worker.rl import tally
 from worker.rl.advantages import gae, token_rewards, whiten
 from worker.rl.course import Course
@@ -97,12 +98,12 @@ class Ppo:
         hand = self.course.hand = self.course.hand or Hand(step=self.course.step + 1)
         watch = Stopwatch(self.roles.actor.engine.settle, hand.seconds)
         if not hand.judged:
-            with watch("generate"):
+            with watch("generate"), explained(self.spec, f"sampling {self.stage.rollout.slots} answers at a time"):
                 self._roll_out(hand)
-            with watch("score"):
+            with watch("score"), explained(self.spec, "judging the answers"):
                 self._judge(hand)
         credit = self._credit(hand)
-        with watch("update"):
+        with watch("update"), explained(self.spec, f"step {hand.step}"):
             self._learn(hand, credit)
         self._conclude(hand, credit)
 

@@ -10,6 +10,8 @@ from worker.contract.rewards import Reward
 from worker.errors import Diverged
 from worker.rl.statistics import RunningStatistics
 
+# Beyond it squares and sums leave the range of numbers; no reward means anything there.
+_MOST = 1e30
 # What varies less is rounding: to divide by it would make noise of any size.
 _LEAST_STD = 1e-8
 
@@ -18,11 +20,12 @@ def weighted(reward: Reward, terms: Mapping[str, Sequence[float]], ended: Sequen
     """The weighted sum of each answer's terms, with `missing_eos` where it was cut off at the limit.
 
     `terms` has all of the reward's, the models' too, by their names; `ended` is true for answers that ended by
-    themselves. Raises Diverged for a term that is no finite number: what was learnt from it could not be taken back.
+    themselves. Raises Diverged for a term that is no number, or beyond 1e30: what was learnt from it could not be taken
+    back.
     """
     for term in reward.terms:
         for number, value in enumerate(terms[term.title]):
-            if not math.isfinite(value):
+            if not abs(value) <= _MOST:
                 raise Diverged(
                     f"the reward's term `{term.title}` is {value} for answer {number + 1} of {len(ended)}; "
                     "nothing was learnt from it"
