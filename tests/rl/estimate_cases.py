@@ -44,31 +44,15 @@ def parameters(rank: int, world: int, config: dict[str, Any]) -> tuple[int, int]
 
 
 def peak_of_tensors(rank: int, world: int, job: Any) -> int:
-    """Bytes of tensors at the widest moment of an attempt, from the second step on.
+    """Bytes of tensors at the widest moment of an attempt, from the moment at which each engine has taken a step."""
+    from tests.rl.held import Held
 
-    Every allocation is seen from the moment at which an engine is made, also those inside operations.
-    """
-    from torch.profiler import ProfilerActivity, profile
-
-    # What an earlier case left would be freed under the profiler's eyes, and be missed.
+    # What an earlier case left is none of this one's.
     gc.collect()
-    with _watched() as count, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    with Held() as held, _stepping(held):
         ended = attempt(rank, world, job, 1)
     assert ended.outcome == "Finished", ended.message
-    assert profiled.profiler is not None
-    # When a memory event or a mark was, and the bytes that it took (or gave back).
-    moments = sorted(
-        (event.start_ns(), event.nbytes() if event.name() == "[memory]" else None)
-        for event in profiled.profiler.kineto_results.events()
-        if event.name() in ("[memory]", _MARK)
-    )
-    held = peak = steps = 0
-    for _, change in moments:
-        held += change or 0
-        steps += change is None
-        # Each engine has taken its first step.
-        peak = max(peak, held) if steps >= count["engines"] else 0
-    return peak
+    return held.peak
 
 
 def peak_of_process(rank: int, world: int, job: Any) -> int:
@@ -79,43 +63,28 @@ def peak_of_process(rank: int, world: int, job: Any) -> int:
     return int(line.split()[1]) * 1024
 
 
-_MARK = "a step is over"
-
-
 @contextmanager
-def _watched() -> Iterator[dict[str, int]]:
-    """A block in which each optimizer's step leaves a mark, and engines copy their weights as they take them over.
-
-    What is loaded by threads of transformers' own is not seen by the profiler; the copies are.
-    """
-    from torch.profiler import record_function
-
+def _stepping(held: Any) -> Iterator[None]:
+    """A block in which the peak is counted anew once each engine has the state that its first step makes."""
     from worker.engine import Engine
-    from worker.rl.frozen import Frozen
 
-    count = {"engines": 0}
-    begin, ask, step = Engine.__init__, Frozen.__init__, Engine.step
+    engines: list[Engine] = []
+    stepped: set[int] = set()
+    begin, step = Engine.__init__, Engine.step
 
-    def copied(model: Any) -> None:
-        for tensor in [*model.parameters(), *model.buffers()]:
-            tensor.data = tensor.data.clone()
+    def begin_and_count(self: Any, *arguments: Any) -> None:
+        begin(self, *arguments)
+        engines.append(self)
 
-    def begin_and_copy(self: Any, model: Any, *arguments: Any) -> None:
-        copied(model)
-        begin(self, model, *arguments)
-        count["engines"] += 1
-
-    def ask_and_copy(self: Any, model: Any, *arguments: Any, **more: Any) -> None:
-        copied(model)
-        ask(self, model, *arguments, **more)
-
-    def step_and_mark(self: Any, lr: float) -> float:
+    def step_and_forget(self: Any, lr: float) -> float:
         norm = step(self, lr)
-        with record_function(_MARK):
-            return norm
+        if len(stepped) < len(engines):
+            stepped.add(id(self))
+            held.peak = held.now
+        return norm
 
-    Engine.__init__, Frozen.__init__, Engine.step = begin_and_copy, ask_and_copy, step_and_mark  # type: ignore[method-assign]
+    Engine.__init__, Engine.step = begin_and_count, step_and_forget  # type: ignore[method-assign]
     try:
-        yield count
+        yield
     finally:
-        Engine.__init__, Frozen.__init__, Engine.step = begin, ask, step  # type: ignore[method-assign]
+        Engine.__init__, Engine.step = begin, step  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""The estimate against what real tensors take: torch's profiler under the real stages, and the process's own peak."""
+"""The estimate against what real tensors take under the real stages, and the process's own peak."""
 
 import json
 from collections.abc import Callable
@@ -18,6 +18,10 @@ from worker.contract.estimate import Estimate, estimate
 LLAMA = {
     "model_type": "llama", "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4,
     "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True, "max_position_embeddings": 512,
+}  # fmt: skip
+NEOX = {
+    "model_type": "gpt_neox", "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "tie_word_embeddings": True, "max_position_embeddings": 512,
 }  # fmt: skip
 DIALOGUES = [
     {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 400}]} for _ in range(16)
@@ -98,7 +102,7 @@ def test_a_ppo_of_two_adapted_models(one: Pool, tmp_path: Path) -> None:
         {"stage__batch": 2, "stage__micro_batch": 2, "stage__max_length": 32},
         {"stage__lora": {"targets": ["q_proj", "v_proj"]}},
         {"config": {"model_type": "gpt2", "n_embd": 256, "n_layer": 4, "n_head": 4, "n_positions": 512}},
-        {"config": {**LLAMA, "model_type": "gpt_neox", "intermediate_size": 1024}},
+        {"config": NEOX},
     ],
     ids=["bf16", "checkpointing", "one-micro-batch", "few-tokens", "two-targets", "gpt2", "neox"],
 )
