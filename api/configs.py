@@ -10,6 +10,7 @@ from api.folder import Store
 from api.inputs import Resolver
 from api.settings import Settings
 from api.weights import NotAModel, read_config
+from worker.contract import adapters
 from worker.contract.check import InvalidSpec
 from worker.contract.order import Input
 from worker.contract.problem import Problem
@@ -53,6 +54,8 @@ def _read(given: Input, store: Store, settings: Settings) -> dict[str, Any]:
     if len(files) == 1 and not (path / "config.json").is_file():
         stat = files[0].stat()
         return gguf_config(files[0], (stat.st_size, stat.st_mtime_ns))
+    if not (path / "config.json").is_file() and (path / adapters.CONFIG).is_file():
+        return read_config(path / adapters.CONFIG)
     return read_config(path / "config.json")
 
 

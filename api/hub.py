@@ -50,7 +50,7 @@ def _ask(name: str, timeout: float) -> Known:
         return _cached(name, "the hub cannot be reached")
     if info.sha is None:
         raise NotFound("the hub names no revision of it")
-    return Known(info.sha, *told_by(info.config))
+    return Known(info.sha, told_by(info.config))
 
 
 def _cached(name: str, why: str) -> Known:
@@ -66,7 +66,7 @@ def _cached(name: str, why: str) -> Known:
     # …/models--org--name/snapshots/<revision>/config.json
     path = Path(config)
     try:
-        return Known(path.parent.name, *told_by(read_config(path)))
+        return Known(path.parent.name, told_by(read_config(path)))
     except NotAModel as error:
         raise NotFound(f"{why}, and in the local cache {error}") from None
 

@@ -44,6 +44,7 @@ class Resolver:
         """The inputs by their path in the spec; without `data` only models. Raises InvalidSpec with all problems."""
         problems = self._unfit(spec) + unfit_services(spec, self._settings)
         found: dict[str, Input] = {}
+        actor: str | None = None
         for wanted in references(spec):
             if wanted.kind == "data" and not data:
                 continue
@@ -55,7 +56,8 @@ class Resolver:
                 else:
                     given, known = await self._model(wanted.reference, tokenizer_only=wanted.kind == "tokenizer")
                     found[wanted.path] = given
-                    problems += unfit(spec, wanted, wanted.reference, known.config)
+                    actor = known.sha256 if wanted.path == "stage.actor.model" else actor
+                    problems += unfit(spec, wanted, wanted.reference, known.config, actor)
             except Unresolved as error:
                 problems.append(Problem(wanted.path, str(error)))
         if problems:
@@ -122,8 +124,6 @@ class Resolver:
             row = await models.get(session, name)
         except models.NoSuchModel:
             raise Unresolved(f"there is no model {name!r}; GET /v1/models lists them") from None
-        if row.kind == "adapter":
-            raise Unresolved(f"{name!r} is only an adapter; give a whole model")
         path = self._store.inside(row.path)
         known = await _in_thread(self._look, path, tokenizer_only)
         if known.sha256 != row.sha256:

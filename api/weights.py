@@ -6,6 +6,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from worker.contract import adapters
 from worker.contract.architectures import POSITIONS
 from worker.contract.manifest import tree_hash
 
@@ -14,8 +15,8 @@ class NotAModel(ValueError):
     """A file or folder that no model can be read from, with what is missing."""
 
 
-Task = Literal["write", "score"]
-"""What a model is for: it writes text, or scores it."""
+Task = Literal["write", "score", "adapt"]
+"""What a model is for: it writes text, or scores it, or is an adapter that makes another one score."""
 
 
 class Config(NamedTuple):
@@ -24,19 +25,15 @@ class Config(NamedTuple):
     positions: int | None
     """The longest sequence it can take, in tokens."""
     task: Task | None
+    base: str | None = None
+    """Of an adapter: the hash of the model that it was trained on."""
 
 
 class Known(NamedTuple):
     """A model's hash, and what its configuration tells."""
 
     sha256: str
-    positions: int | None
-    task: Task | None
-
-    @property
-    def config(self) -> Config:
-        """What the configuration tells."""
-        return Config(self.positions, self.task)
+    config: Config
 
 
 class Weights:
@@ -55,7 +52,7 @@ class Weights:
                 self._known.move_to_end(stamp)
                 return known
         config = Config(None, None) if tokenizer_only else inspect(path)
-        known = Known(tree_hash(path), *config)
+        known = Known(tree_hash(path), config)
         if not tokenizer_only:
             with self._lock:
                 self._known[stamp] = known
@@ -103,16 +100,24 @@ def inspect(path: Path) -> Config:
     if path.is_file():
         return Config(_gguf_positions(path), "write")
     if (path / "config.json").is_file():
-        if (path / "adapter_config.json").is_file():
+        if (path / adapters.CONFIG).is_file():
             raise NotAModel("holds an adapter beside a model; give the merged model")
         if not any(path.glob("*.safetensors")):
             raise NotAModel("has no .safetensors file; weights are never read from pickles")
         return told_by(read_config(path / "config.json"))
     if len(files := sorted(path.glob("*.gguf"))) == 1:
         return Config(_gguf_positions(files[0]), "write")
-    if (path / "adapter_config.json").is_file():
-        raise NotAModel("holds an adapter; give the merged model")
+    if (path / adapters.CONFIG).is_file():
+        return _adapter(path)
     raise NotAModel("is not a model's folder: it needs config.json and .safetensors, or one .gguf file")
+
+
+def _adapter(path: Path) -> Config:
+    if read_config(path / adapters.CONFIG).get("task_type") != adapters.SCORES:
+        raise NotAModel("holds an adapter; give the merged model")
+    if not (path / adapters.WEIGHTS).is_file():
+        raise NotAModel(f"has no {adapters.WEIGHTS}; weights are never read from pickles")
+    return Config(None, "adapt", adapters.base_of(path))
 
 
 def _gguf_positions(path: Path) -> int | None:

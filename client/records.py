@@ -164,7 +164,7 @@ class Model(Record):
     @property
     def reference(self) -> str:
         """What a spec calls it."""
-        return f"models/{self.name}@{self.version}" if self.kind in ("model", "adapter") else f"models/{self.id}"
+        return f"models/{self.name}@{self.version}" if self.kind == "model" else f"models/{self.id}"
 
 
 class Sample(Record):

@@ -5,7 +5,6 @@ import platform
 
 from worker.contract.order import Order
 
-LINEAGE = "lineage.json"
 _VERSIONS_OF = ("rlhf-operator", "torch", "transformers", "peft", "deepspeed", "safetensors")
 
 

@@ -102,7 +102,7 @@ def pretrained(
     `path` is the reference's in the spec. What a person should know is added to `notes`. Raises BadSpec.
     """
     where, revision = located(source, store, notes, waiting, path=path)
-    tokenizer = _read_tokenizer(where, revision, name, path)
+    tokenizer = read_tokenizer(where, revision, name, path)
     model, _ = _read_model(where, revision, name, dtype, path)
     _separate_padding(tokenizer, name, notes)
     _pads_with(model, tokenizer)
@@ -124,7 +124,7 @@ def scalar_model(
     The arguments are those of `pretrained`. Raises BadSpec.
     """
     where, revision = located(source, store, notes, waiting, path=path)
-    tokenizer = _read_tokenizer(where, revision, name, path)
+    tokenizer = read_tokenizer(where, revision, name, path)
     model, missing = _read_model(where, revision, name, dtype, path, scalar=True)
     learnt = f"{HEAD}.weight" not in missing
     model = with_scalar_head(model, zero=not learnt, path=path, name=name)
@@ -189,14 +189,14 @@ def _tokenizer_of(
         return bytes_tokenizer()
     source = inputs["stage.model.tokenizer"]
     if source.kind == "hub":
-        return _read_tokenizer(source.location, source.sha256, model.tokenizer)
+        return read_tokenizer(source.location, source.sha256, model.tokenizer)
     path = local_path(source.location)
     if gguf_in(path) is not None:
-        return _read_tokenizer(*located(source, store, [], waiting), model.tokenizer)
-    return _read_tokenizer(str(path), None, model.tokenizer)
+        return read_tokenizer(*located(source, store, [], waiting), model.tokenizer)
+    return read_tokenizer(str(path), None, model.tokenizer)
 
 
-def _read_tokenizer(source: str, revision: str | None, name: str, path: str = "stage.model") -> PreTrainedTokenizerBase:
+def read_tokenizer(source: str, revision: str | None, name: str, path: str = "stage.model") -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises nothing narrower

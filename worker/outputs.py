@@ -12,9 +12,10 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from worker import checkpoint
 from worker.context import Context
+from worker.contract.manifest import LINEAGE
 from worker.contract.protocol import Output
 from worker.dialogue import turn_end
-from worker.lineage import LINEAGE, lineage
+from worker.lineage import lineage
 from worker.models import Loaded
 
 

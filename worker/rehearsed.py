@@ -9,10 +9,11 @@ from pathlib import Path
 
 from worker import ahead, checkpoint
 from worker.context import Context
+from worker.contract.manifest import LINEAGE
 from worker.contract.order import Input
 from worker.contract.protocol import Output
 from worker.errors import BadData
-from worker.lineage import LINEAGE, lineage
+from worker.lineage import lineage
 from worker.paths import local_path
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"

@@ -141,6 +141,17 @@ def write_model(folder: Path, positions: int = 64) -> Path:
     return folder
 
 
+def write_adapter(folder: Path, base: str | None = None, **fields: object) -> Path:
+    """A folder that looks like a reward model's adapter, trained on the model of the hash `base`."""
+    folder.mkdir(parents=True)
+    config = {"peft_type": "LORA", "task_type": "SEQ_CLS", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config | fields))
+    (folder / "adapter_model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    if base is not None:
+        (folder / "lineage.json").write_text(json.dumps({"inputs": {"stage.model": {"sha256": base}}}))
+    return folder
+
+
 @asynccontextmanager
 async def plane_on(settings: Settings) -> AsyncIterator[Plane]:
     """A running control plane."""

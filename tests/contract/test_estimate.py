@@ -129,6 +129,31 @@ def test_a_shared_reference_takes_no_memory() -> None:
     assert adapters.peak <= 0.6 * whole.peak
 
 
+def test_a_shared_base_is_there_once_and_adapters_on_it_are_small() -> None:
+    lora: dict[str, Any] = {"lora": {"rank": 16}}
+    # As many bytes of adapters on either side; little beside the weights.
+    small = {"micro_batch": 1, "max_length": 64, "rollout": {"prompts": 16, "slots": 1, "max_new_tokens": 16}}
+    apart = ppo(
+        actor={"model": "org/sft", **lora}, critic={"model": "org/sft", **lora}, reference={"model": "org/sft"}, **small
+    )
+    shared = ppo(
+        actor={"model": "org/sft", **lora}, critic={"model": "org/sft", **lora}, share_base=True,
+        reward={"terms": [{"model": "models/adapter"}]}, **small,
+    )  # fmt: skip
+    adapter = {"peft_type": "LORA", "task_type": "SEQ_CLS", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
+    configs = {"stage.actor.model": SMOLLM2, "stage.critic.model": SMOLLM2, "stage.reward.terms.0.model": adapter}
+    found = estimate(parse_spec(shared), configs)
+    actor, critic, reward = found.roles
+    # What r of q_proj takes: 30 layers, 576 numbers in and out; and the head of the critic and of the reward model.
+    assert reward.parameters == 30 * 8 * (576 + 576) + 576
+    assert critic.parameters == critic.trained == actor.trained + 576
+    assert found.peak <= 0.65 * of(apart).peak
+    for wrong in ({**adapter, "use_dora": True}, {**adapter, "peft_type": "IA3"}, {**adapter, "r": 0}):
+        with pytest.raises(CannotEstimate) as caught:
+            estimate(parse_spec(shared), {**configs, "stage.reward.terms.0.model": wrong})
+        assert [problem.path for problem in caught.value.problems] == ["stage.reward.terms.0.model"]
+
+
 def test_a_cache_of_keys_and_values_has_its_place_in_the_rollout_alone() -> None:
     found = {phase.phase: phase for phase in of(ppo(rollout={"prompts": 16, "slots": 16, "max_new_tokens": 64})).phases}
     # 16 slots x 256 tokens x 30 layers x (3 + 3) heads of 64, in bf16, and once more of one layer, which is copied.

@@ -17,11 +17,11 @@ def sft(model: Any = TINY, **stage: Any) -> dict[str, Any]:
     return {"stage": {"type": "sft", "model": model, "data": "files/talks", **stage}}
 
 
-def reward(model: Any) -> dict[str, Any]:
-    return {"stage": {"type": "reward", "model": model, "data": "files/pairs"}}
+def reward(model: Any, **stage: Any) -> dict[str, Any]:
+    return {"stage": {"type": "reward", "model": model, "data": "files/pairs", **stage}}
 
 
-def ppo(actor: str, scorer: str, **stage: Any) -> dict[str, Any]:
+def ppo(actor: str, scorer: str, /, **stage: Any) -> dict[str, Any]:
     return {
         "stage": {
             "type": "ppo",
@@ -111,6 +111,35 @@ def test_a_reference_that_cannot_be_is_told_with_what_would_be_right(model: str,
     rm = reward({"from": "sft.model"})
     found = wrong(whole(sft=sft(), rm=rm, judge=judge, walk=walk, last=sft({"from": model})))
     assert list(found) == ["steps.last.stage.model"] and says in found["steps.last.stage.model"]
+
+
+def on_a_shared_base(rm: dict[str, Any], critic: str = "sft.model", term: str = "rm.adapter") -> dict[str, Any]:
+    """SFT, a reward model, and a PPO whose roles are adapters on what SFT made."""
+    lora: dict[str, Any] = {"lora": {}}
+    stage: dict[str, Any] = {
+        "actor": {"model": {"from": "sft.model"}, **lora}, "critic": {"model": {"from": critic}, **lora},
+        "reward": {"terms": [{"model": {"from": term}}]}, "share_base": True,
+    }  # fmt: skip
+    return whole(sft=sft(lora={}, model="org/m"), rm=rm, ppo=ppo("sft.model", "rm.model", **stage))
+
+
+def test_a_shared_base_takes_the_adapters_that_were_trained_on_it() -> None:
+    rm = reward({"from": "sft.model"}, lora={})
+    parse_pipeline(on_a_shared_base(rm))
+    parse_pipeline(on_a_shared_base(rm, critic="rm.adapter"))
+    # A reward model of its own may stand beside.
+    parse_pipeline(on_a_shared_base(reward("org/other"), term="rm.model"))
+    critic, term = "steps.ppo.stage.critic.model", "steps.ppo.stage.reward.terms.0.model"
+    assert "give the actor's model" in wrong(on_a_shared_base(rm, critic="rm.model"))[critic]
+    assert "an adapter alone" in wrong(on_a_shared_base(rm, term="sft.adapter"))[term]
+    other = wrong(on_a_shared_base(reward("org/other", lora={})))
+    assert list(other) == [term] and "must be the same model" in other[term]
+
+
+def test_an_adapter_is_a_reward_on_a_shared_base_alone() -> None:
+    document = on_a_shared_base(reward({"from": "sft.model"}, lora={}))
+    del document["steps"]["ppo"]["stage"]["share_base"]
+    assert "a reward model's adapter alone" in wrong(document)["steps.ppo.stage.reward.terms.0.model"]
 
 
 def test_an_adapter_is_no_model_to_go_on_from() -> None:

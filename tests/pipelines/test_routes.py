@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.api.conftest import Plane, paths, write_model
+from tests.api.conftest import Plane, paths, write_adapter, write_model
 from tests.api.test_inputs import register
 from tests.pipelines.conftest import by_step, fork, rehearsal
 
@@ -174,7 +174,8 @@ async def test_a_critic_or_an_average_is_named_by_its_id_and_an_adapter_is_refus
     plane: Plane, tmp_path: Path
 ) -> None:
     for kind in ("critic", "ema", "adapter"):
-        id = await register(plane, write_model(tmp_path / kind), kind=kind)
+        write = write_adapter if kind == "adapter" else write_model
+        id = await register(plane, write(tmp_path / kind), kind=kind)
         answer = await plane.http.post("/v1/jobs", json=rehearsal(model=f"models/{id}"))
         if kind == "adapter":
             assert answer.status_code == 422 and "adapter" in answer.json()["detail"]

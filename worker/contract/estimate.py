@@ -12,12 +12,14 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from worker.contract.adapters import adapter_of
 from worker.contract.architectures import Architecture, UnknownArchitecture, architecture_of
 from worker.contract.evaluation import EvaluateStage
+from worker.contract.parts import Lora
 from worker.contract.phases import Moment, moments
 from worker.contract.ppo import PpoStage
 from worker.contract.problem import Problem
-from worker.contract.roles import Member, members
+from worker.contract.roles import Member, Models, members
 from worker.contract.spec import JobSpec
 from worker.contract.stages import RehearseStage, TrainStage
 from worker.contract.values import quantity
@@ -111,7 +113,7 @@ def estimate(spec: JobSpec, configs: Mapping[str, dict[str, Any]], memory: str |
     """
     from worker.contract.nearest import nearest
 
-    models = architectures(spec, configs)
+    models = models_of(spec, configs)
     found = measured(spec, models)
     on_device = spec.resources.accelerator != "none"
     node = spec.resources.memory if on_device or memory is None else memory
@@ -136,12 +138,14 @@ class Limits:
         )
 
 
-def architectures(spec: JobSpec, configs: Mapping[str, dict[str, Any]]) -> dict[str, Architecture]:
-    """The sizes of each model by its path. Raises CannotEstimate with all that is not known."""
+def models_of(spec: JobSpec, configs: Mapping[str, dict[str, Any]]) -> Models:
+    """The sizes of each model. Raises CannotEstimate with all that is not known."""
     stage = spec.stage
     if isinstance(stage, RehearseStage):
         raise CannotEstimate([Problem("stage.type", "a rehearsal has no model; it takes next to nothing")])
-    found, problems = {}, []
+    found: dict[str, Architecture] = {}
+    adapters: dict[str, Lora] = {}
+    problems: list[Problem] = []
     wanted: dict[str, tuple[dict[str, Any] | None, int | None]] = {}
     if isinstance(stage, TrainStage) and not isinstance(stage.model, str):
         tokenizer = configs.get("stage.model.tokenizer", {})
@@ -155,21 +159,24 @@ def architectures(spec: JobSpec, configs: Mapping[str, dict[str, Any]]) -> dict[
             problems.append(Problem(path, "its config.json is not to be had, so its sizes are not known"))
             continue
         try:
-            found[path] = architecture_of(config, vocabulary)
+            if isinstance(spec.stage, PpoStage) and spec.stage.share_base and "peft_type" in config:
+                adapters[path] = adapter_of(config)
+            else:
+                found[path] = architecture_of(config, vocabulary)
         except UnknownArchitecture as error:
             problems.append(Problem(path, str(error)))
     if problems:
         raise CannotEstimate(problems)
-    return found
+    return Models(found | {path: found["stage.actor.model"] for path in adapters}, adapters)
 
 
 def _paths(spec: JobSpec) -> list[str]:
     from worker.contract.references import references
 
-    return [w.path for w in references(spec) if w.kind in ("model", "any_model", "reward")]
+    return [w.path for w in references(spec) if w.kind not in ("tokenizer", "rehearsal", "data")]
 
 
-def measured(spec: JobSpec, models: Mapping[str, Architecture]) -> Estimate:
+def measured(spec: JobSpec, models: Models) -> Estimate:
     """The memory of a spec with models of known sizes; whether it fits is left open."""
     assert isinstance(spec.stage, TrainStage | PpoStage | EvaluateStage)
     roles = members(spec, models)

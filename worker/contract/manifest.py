@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 MANIFEST = "manifest.json"
+LINEAGE = "lineage.json"
+"""In a model's folder: where it came from."""
 _CHUNK = 4 * 2**20
 
 

@@ -43,6 +43,31 @@ def mixes_of_ppo(stage: PpoStage, spec: JobSpec) -> list[Problem]:
         wrong("stage.rollout.min_new_tokens", "must be at most stage.rollout.max_new_tokens")
     if (stage.ppo.ptx > 0) != (stage.data.ptx is not None):
         wrong("stage.data.ptx", "give both `data.ptx` (rows of dialogues) and `ppo.ptx` (their weight), or neither")
+    return found + (_of_a_shared_base(stage, spec) if stage.share_base else [])
+
+
+def _of_a_shared_base(stage: PpoStage, spec: JobSpec) -> list[Problem]:
+    """Roles that are to be adapters on one base, which is whole on each rank and has one precision."""
+    found = []
+    for name, role in (("actor", stage.actor), ("critic", stage.critic)):
+        if role.lora is None:
+            found.append(Problem(f"stage.{name}.lora", "is needed with share_base; write `lora: {}` or its settings"))
+    settings = {"deepspeed": spec.deepspeed}
+    settings |= {
+        f"stage.{name}.deepspeed": role.deepspeed
+        for name, role in (("actor", stage.actor), ("critic", stage.critic))
+        if role.deepspeed is not None
+    }
+    if stage.actor.deepspeed is not None and stage.critic.deepspeed is not None:
+        del settings["deepspeed"]  # nobody's
+    for path, setting in settings.items():
+        if setting.zero == 3:
+            said = "shards the base, which share_base keeps whole on each rank; write 0, 1 or 2"
+            found.append(Problem(f"{path}.zero", said))
+    actors = (stage.actor.deepspeed or spec.deepspeed).precision
+    if (critics := (stage.critic.deepspeed or spec.deepspeed).precision) != actors:
+        said = f"with share_base the base has one precision; the actor's is {actors}, not {critics}"
+        found.append(Problem("stage.critic.deepspeed.precision", said))
     return found
 
 

@@ -1,22 +1,22 @@
 """The spec that fits and is nearest to one that does not: the fewest changes, the most harmless first."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
 from pydantic import ValidationError
 
-from worker.contract.architectures import Architecture
 from worker.contract.check import mixes
 from worker.contract.estimate import Estimate, Nearest, measured
 from worker.contract.ppo import PpoStage
+from worker.contract.roles import Models
 from worker.contract.spec import JobSpec
 from worker.contract.stages import TrainStage
 
 Changes = dict[str, Any]
 
 
-def nearest(spec: JobSpec, models: Mapping[str, Architecture], holds: Callable[[Estimate], bool]) -> Nearest | None:
+def nearest(spec: JobSpec, models: Models, holds: Callable[[Estimate], bool]) -> Nearest | None:
     """The cheapest set of changes with which `holds` is true of what the spec then needs; None: none was found."""
     for _, changes, costs in sorted(_choices(spec), key=lambda choice: choice[0]):
         changed = _with(spec, changes)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from worker.contract.check import InvalidSpec, parse_spec, problem
+from worker.contract.ppo import PpoStage
 from worker.contract.problem import Problem
 from worker.contract.references import Wanted, references
 from worker.contract.spec import JobSpec, Metadata
@@ -70,7 +71,9 @@ def parse_pipeline(data: Any) -> PipelineSpec:
             problems += [Problem(f"steps.{name}.{p.path}", p.message) for p in error.problems]
     for name, spec in steps.items():
         for wanted in references(spec):
-            if wanted.reference.startswith(PREFIX) and (wrong := _wrong(name, wanted, outline.steps, steps)):
+            if not wanted.reference.startswith(PREFIX):
+                continue
+            if wrong := _wrong(name, wanted, outline.steps, steps) or _other_base(spec, wanted, steps):
                 problems.append(Problem(f"steps.{name}.{wanted.path}", wrong))
     pipeline = PipelineSpec.model_construct(name=outline.name, metadata=outline.metadata, steps=steps)
     problems += [*_circle(steps), *_names(pipeline)]
@@ -107,11 +110,31 @@ def _wrong(name: str, wanted: Wanted, known: Mapping[str, Any], steps: Mapping[s
         there = f"hands over: {', '.join(made)}" if made else "hands over nothing"
         return f"`{need.step}` ({stage}) has no output `{need.output}`; it {there}"
     if not fits(wanted, made[need.output]):
-        needed = {"model": "a language model", "reward": "a reward model", "rehearsal": "a rehearsal's output"}
         return (
-            f"{need.step}.{need.output} is {SAID[made[need.output]]}; give {needed.get(wanted.kind, 'a whole model')}"
+            f"{need.step}.{need.output} is {SAID[made[need.output]]}; give {_NEEDED.get(wanted.kind, 'a whole model')}"
         )
     return None
+
+
+_NEEDED = {
+    "model": "a language model",
+    "reward": "a reward model",
+    "adapter": "the actor's model, or a reward model's adapter",
+    "reward_or_adapter": "a reward model, or its adapter",
+    "rehearsal": "a rehearsal's output",
+}
+
+
+def _other_base(spec: JobSpec, wanted: Wanted, steps: Mapping[str, JobSpec]) -> str | None:
+    """A sentence where an adapter that a PPO would put on its actor's weights was trained on others."""
+    need = need_of(wanted)
+    if need.output != "adapter" or not isinstance(spec.stage, PpoStage) or need.step not in steps:
+        return None
+    base, actor = getattr(steps[need.step].stage, "model", None), spec.stage.actor.model
+    # Two names may lead to one model; what a step hands over has but one.
+    if base == actor or not any(isinstance(name, str) and name.startswith(PREFIX) for name in (base, actor)):
+        return None
+    return f"`{need.step}` adapts {base}, and the actor is {actor}; on a shared base they must be the same model"
 
 
 def _edges(steps: Mapping[str, JobSpec]) -> dict[str, list[str]]:

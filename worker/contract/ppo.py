@@ -118,6 +118,11 @@ class PpoStage(Strict):
     critic: Role = Field(description="a reward model, or any model: its value head starts at zero")
     reference: Annotated[ReferenceRole, BeforeValidator(_from_actor)] = ReferenceRole()
     reward: Reward
+    share_base: bool = Field(
+        default=False,
+        description="critic and reward models are adapters on the actor's frozen weights, which are there once: "
+        "`critic.model` is the actor's model or a reward stage's `adapter`, reward terms name such adapters",
+    )
     data: Annotated[Prompts, BeforeValidator(_prompts_from_reference)] = Field(
         description="a reference to the prompts, or `{prompts, ptx, truncate}`"
     )

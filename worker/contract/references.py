@@ -17,8 +17,9 @@ class Wanted(NamedTuple):
     path: str
     """In the spec, such as `stage.reward.terms.0.model`."""
     reference: str
-    kind: Literal["model", "reward", "any_model", "tokenizer", "rehearsal", "data"]
-    """`model` writes text, `reward` scores it, `any_model` is one of them; a `rehearsal` only looks like one."""
+    kind: Literal["model", "reward", "any_model", "adapter", "reward_or_adapter", "tokenizer", "rehearsal", "data"]
+    """`model` writes text, `reward` scores it, `any_model` is one of them, an `adapter` makes a model score; a
+    `rehearsal` only looks like one."""
     rows: tuple[RowKind, ...] = ()
     """Of data: the kinds of rows that will do."""
 
@@ -31,10 +32,11 @@ def references(spec: JobSpec) -> list[Wanted]:
             return [Wanted("stage.model", stage.model, "rehearsal")] if stage.model is not None else []
         case PpoStage():
             found = [Wanted("stage.actor.model", stage.actor.model, "model")]
-            found.append(Wanted("stage.critic.model", stage.critic.model, "any_model"))
+            own = stage.share_base and stage.critic.model != stage.actor.model
+            found.append(Wanted("stage.critic.model", stage.critic.model, "adapter" if own else "any_model"))
             if stage.reference.model is not None:
                 found.append(Wanted("stage.reference.model", stage.reference.model, "model"))
-            found += _of_terms(stage.reward)
+            found += _of_terms(stage.reward, adapters=stage.share_base)
             found.append(Wanted("stage.data.prompts", stage.data.prompts, "data", ("prompt",)))
             if stage.data.ptx is not None:
                 found.append(Wanted("stage.data.ptx", stage.data.ptx, "data", ("messages",)))
@@ -60,9 +62,9 @@ def references(spec: JobSpec) -> list[Wanted]:
     return found
 
 
-def _of_terms(reward: Reward) -> list[Wanted]:
+def _of_terms(reward: Reward, *, adapters: bool = False) -> list[Wanted]:
     return [
-        Wanted(f"stage.reward.terms.{number}.model", term.model, "reward")
+        Wanted(f"stage.reward.terms.{number}.model", term.model, "reward_or_adapter" if adapters else "reward")
         for number, term in enumerate(reward.terms)
         if isinstance(term, ModelTerm)
     ]

@@ -1,7 +1,7 @@
 """The models of a stage: what each is for, and what it holds on a rank."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from worker.contract import sharding
@@ -33,8 +33,17 @@ class Member:
     held: Held
 
 
-def members(spec: JobSpec, models: Mapping[str, Architecture]) -> list[Member]:
-    """All models that have weights of their own. `models`: by the paths of their references."""
+@dataclass(frozen=True)
+class Models:
+    """What the references of a spec lead to, by their paths."""
+
+    whole: Mapping[str, Architecture]
+    adapters: Mapping[str, Lora] = field(default_factory=dict)
+    """Of references that lead to an adapter alone."""
+
+
+def members(spec: JobSpec, models: Models) -> list[Member]:
+    """All models that have weights of their own."""
     stage = spec.stage
     on_host = spec.resources.accelerator == "none"
 
@@ -47,14 +56,18 @@ def members(spec: JobSpec, models: Mapping[str, Architecture]) -> list[Member]:
         lora: Lora | None = None,
         train: bool = False,
         checkpointing: bool = False,
+        on_base: bool = False,
     ) -> Member:
-        setting, model = deepspeed or spec.deepspeed, models[path]
+        """`on_base`: the weights that adapters are added to are another role's."""
+        setting, model = deepspeed or spec.deepspeed, models.whole[path]
         computed = Computed(sharding.WIDTHS[setting.precision], lora, not train, on_host)
         base = model.parameters(head)
         # The head that scores is trained in full beside adapters.
         adapters = adapter_parameters(model, lora) + (model.hidden if head == "score" else 0) if lora else 0
         trained = (adapters or base) if train else 0
         own = base + (adapters if lora else 0) - (model.hidden if lora and head == "score" else 0)
+        if on_base:
+            own = adapters
         small = left_whole(model, sharding.persistent(setting), lora)
         if train:
             held = sharding.trained(
@@ -72,11 +85,15 @@ def members(spec: JobSpec, models: Mapping[str, Architecture]) -> list[Member]:
         return Member(name, path, model, head, setting, computed, checkpointing, own, trained, zero, held)
 
     def of_terms(reward: Reward | None) -> list[Member]:
-        return [
-            make(f"reward.{number}", f"stage.reward.terms.{number}.model", term.deepspeed, head="score")
-            for number, term in enumerate(reward.terms if reward else [])
-            if isinstance(term, ModelTerm)
-        ]
+        made = []
+        for number, term in enumerate(reward.terms if reward else []):
+            if isinstance(term, ModelTerm):
+                name, path = f"reward.{number}", f"stage.reward.terms.{number}.model"
+                if (lora := models.adapters.get(path)) is not None and isinstance(stage, PpoStage):
+                    made.append(make(name, path, stage.actor.deepspeed, head="score", lora=lora, on_base=True))
+                else:
+                    made.append(make(name, path, term.deepspeed, head="score"))
+        return made
 
     match stage:
         case PpoStage():
@@ -88,6 +105,7 @@ def members(spec: JobSpec, models: Mapping[str, Architecture]) -> list[Member]:
                 make(
                     "critic", "stage.critic.model", stage.critic.deepspeed, head="score",
                     lora=stage.critic.lora, train=True, checkpointing=stage.critic.gradient_checkpointing,
+                    on_base=stage.share_base,
                 ),
             ]  # fmt: skip
             if stage.reference.model is not None:

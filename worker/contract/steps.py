@@ -11,7 +11,7 @@ from worker.contract.stages import PretrainStage, RehearseStage, RewardStage, Sf
 PREFIX = "steps/"
 """`{from: STEP.OUTPUT}` is the reference `steps/STEP.OUTPUT`."""
 
-Nature = Literal["writer", "scorer", "critic", "adapter", "rehearsal"]
+Nature = Literal["writer", "scorer", "critic", "adapter", "scoring_adapter", "rehearsal"]
 """What an output is: it writes text, scores answers, foresees the reward, is a part of a model, or is none at all."""
 
 SAID: dict[Nature, str] = {
@@ -19,6 +19,7 @@ SAID: dict[Nature, str] = {
     "scorer": "a reward model",
     "critic": "a critic",
     "adapter": "an adapter alone",
+    "scoring_adapter": "a reward model's adapter alone",
     "rehearsal": "a rehearsal's",
 }
 # What will do where a spec wants a model of this kind.
@@ -26,6 +27,8 @@ _FIT: dict[str, tuple[Nature, ...]] = {
     "model": ("writer",),
     "reward": ("scorer",),
     "any_model": ("writer", "scorer", "critic"),
+    "adapter": ("scoring_adapter",),
+    "reward_or_adapter": ("scorer", "scoring_adapter"),
     "tokenizer": ("writer", "scorer", "critic"),
     "rehearsal": ("rehearsal",),
     "data": (),
@@ -58,7 +61,7 @@ def outputs(spec: JobSpec) -> Mapping[str, Nature]:
             found["model"] = "rehearsal"
     trained = spec.stage.actor if isinstance(spec.stage, PpoStage) else spec.stage
     if getattr(trained, "lora", None) is not None:
-        found["adapter"] = "adapter"
+        found["adapter"] = "scoring_adapter" if isinstance(spec.stage, RewardStage) else "adapter"
     return found
 
 

@@ -17,11 +17,13 @@ from worker.contract.spec import JobSpec, learning_rate_of
 from worker.dialogue import answer_end, turn_end
 from worker.engine import Compute, Engine, Setting, effective_zero
 from worker.errors import BadSpec
+from worker.heads import transformer
 from worker.lora import with_adapters
 from worker.losses import token_loss_sum
 from worker.memory import explained
 from worker.models import DTYPES, Loaded, check_length, positions, pretrained
 from worker.packing import MicroBatch
+from worker.rl.base import SharedBase, is_adapter
 from worker.rl.frozen import Frozen
 from worker.rl.objectives import policy_sums, value_sums
 from worker.scores import reward_model, value_model
@@ -115,14 +117,15 @@ def load_roles(context: Context) -> Roles:
     stage = spec.stage
     assert isinstance(stage, PpoStage)
     notes: list[str] = []
-    actor = _actor(context, spec, stage, notes)
-    critic = _critic(context, spec, stage, actor.loaded.tokenizer, notes)
+    actor, base = _actor(context, spec, stage, notes)
+    critic = _critic(context, spec, stage, actor.loaded.tokenizer, base, notes)
     reference = Reference(actor.engine, _reference(context, spec, stage, actor, notes))
-    rewards = _rewards(context, spec, stage, actor, notes)
+    rewards = _rewards(context, spec, stage, actor, base, notes)
     return Roles(actor, critic, reference, rewards, notes)
 
 
-def _actor(context: Context, spec: JobSpec, stage: PpoStage, notes: list[str]) -> Learner:
+def _actor(context: Context, spec: JobSpec, stage: PpoStage, notes: list[str]) -> tuple[Learner, SharedBase | None]:
+    """The actor, and what the others share of it."""
     role, path = stage.actor, "stage.actor.model"
     deepspeed = role.deepspeed or spec.deepspeed
     model, tokenizer = pretrained(
@@ -132,6 +135,8 @@ def _actor(context: Context, spec: JobSpec, stage: PpoStage, notes: list[str]) -
     if not isinstance(tokenizer.eos_token_id, int) and turn_end(tokenizer) is None:
         raise BadSpec(f"{path}: the tokenizer of {role.model} has no token that ends an answer")
     check_length(model, stage.max_length)
+    # Taken before adapters stand in it.
+    base = SharedBase(model, tokenizer, context.order.inputs[path]) if stage.share_base else None
 
     def objective(whole: nn.Module, batch: Any) -> Tensor:
         if isinstance(batch, MicroBatch):  # dialogues to go on learning from
@@ -140,14 +145,28 @@ def _actor(context: Context, spec: JobSpec, stage: PpoStage, notes: list[str]) -
             whole, batch, clip=stage.ppo.clip, temperature=stage.rollout.temperature, entropy=stage.ppo.entropy
         )
 
-    return _learner(spec, stage, "actor", model, tokenizer, objective)
+    return _learner(spec, stage, "actor", model, tokenizer, objective), base
 
 
 def _critic(
-    context: Context, spec: JobSpec, stage: PpoStage, actors: PreTrainedTokenizerBase, notes: list[str]
+    context: Context,
+    spec: JobSpec,
+    stage: PpoStage,
+    actors: PreTrainedTokenizerBase,
+    base: SharedBase | None,
+    notes: list[str],
 ) -> Learner:
     role, path = stage.critic, "stage.critic.model"
     deepspeed = role.deepspeed or spec.deepspeed
+
+    def objective(whole: nn.Module, batch: Any) -> Tensor:
+        return value_sums(whole, batch, value_clip=stage.ppo.value_clip)
+
+    if base is not None:
+        assert role.lora is not None  # the contract has seen to it
+        source = None if role.model == stage.actor.model else context.order.inputs[path]
+        adapted = base.critic(role.lora, stage.seed, path=path, name=role.model, source=source)
+        return _learner(spec, stage, "critic", adapted, base.tokenizer, objective)
     model, tokenizer = value_model(
         context.order.inputs[path], role.model, context.store, DTYPES[deepspeed.precision], notes,
         path=path, waiting=context.channel.going_on,
@@ -155,30 +174,28 @@ def _critic(
     if not same_tokens(actors, tokenizer):
         raise BadSpec(f"{path}: {role.model} has another tokenizer than the actor; the critic reads the actor's tokens")
     check_length(model, stage.max_length)
-
-    def objective(whole: nn.Module, batch: Any) -> Tensor:
-        return value_sums(whole, batch, value_clip=stage.ppo.value_clip)
-
-    return _learner(spec, stage, "critic", model, tokenizer, objective, head=True)
+    return _learner(spec, stage, "critic", model, tokenizer, objective)
 
 
 def _learner(
     spec: JobSpec,
     stage: PpoStage,
     name: str,
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     objective: Compute,
-    *,
-    head: bool = False,
 ) -> Learner:
+    """A role that is trained. What is no PeftModel yet gets the role's adapters, if it has any."""
     role = stage.actor if name == "actor" else stage.critic
+    inner = transformer(model)
     if role.gradient_checkpointing:
-        if not model.supports_gradient_checkpointing:
+        if not inner.supports_gradient_checkpointing:
             raise BadSpec(f"stage.{name}.gradient_checkpointing: {role.model} does not support it")
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        inner.activation_checkpointing_enable({"use_reentrant": False})
     lora: Lora | None = role.lora
-    trained: nn.Module = model if lora is None else with_adapters(model, lora, stage.seed, head=head)
+    trained: nn.Module = model
+    if lora is not None and not isinstance(model, PeftModel):
+        trained = with_adapters(model, lora, stage.seed, head=name == "critic")
     without_dropout(trained)
     deepspeed, optimizer = role.deepspeed or spec.deepspeed, role.optimizer or stage.optimizer
     setting = Setting(deepspeed, optimizer, spec.ranks, spec.micro_batch, spec.accumulation)
@@ -207,20 +224,29 @@ def _reference(context: Context, spec: JobSpec, stage: PpoStage, actor: Learner,
 
 
 def _rewards(
-    context: Context, spec: JobSpec, stage: PpoStage, actor: Learner, notes: list[str]
+    context: Context, spec: JobSpec, stage: PpoStage, actor: Learner, base: SharedBase | None, notes: list[str]
 ) -> dict[str, RewardModel]:
     made = {}
     for number, term in enumerate(stage.reward.terms):
         if not isinstance(term, ModelTerm):
             continue
         path = f"stage.reward.terms.{number}.model"
-        deepspeed = term.deepspeed or spec.deepspeed
-        model, tokenizer = reward_model(
-            context.order.inputs[path], term.model, context.store, DTYPES[deepspeed.precision], notes,
-            path=path, waiting=context.channel.going_on,
-        )  # fmt: skip
-        check_length(model, stage.max_length)
-        limit = reading_limit(model, stage.max_length)
+        source, deepspeed = context.order.inputs[path], term.deepspeed or spec.deepspeed
+        model: PreTrainedModel | PeftModel
+        if base is not None and is_adapter(source):
+            if term.deepspeed is not None:
+                said = "an adapter on the shared base runs as the actor does; leave it out"
+                raise BadSpec(f"stage.reward.terms.{number}.deepspeed: {said}")
+            deepspeed = stage.actor.deepspeed or spec.deepspeed
+            model, tokenizer = base.reward_model(source, path=path, name=term.model)
+        else:
+            model, tokenizer = reward_model(
+                source, term.model, context.store, DTYPES[deepspeed.precision], notes,
+                path=path, waiting=context.channel.going_on,
+            )  # fmt: skip
+        inner: PreTrainedModel = transformer(model)
+        check_length(inner, stage.max_length)
+        limit = reading_limit(inner, stage.max_length)
         own = same_tokens(actor.loaded.tokenizer, tokenizer)
         frozen = _frozen(spec, f"the reward model {term.title}", model, deepspeed, actor.engine.device)
         made[term.title] = RewardModel(
@@ -229,7 +255,7 @@ def _rewards(
     return made
 
 
-def _frozen(spec: JobSpec, what: str, model: PreTrainedModel, setting: DeepSpeed, device: torch.device) -> Frozen:
+def _frozen(spec: JobSpec, what: str, model: nn.Module, setting: DeepSpeed, device: torch.device) -> Frozen:
     with explained(spec, what):
         return Frozen(model, setting, ranks=spec.ranks, device=device)
 
