@@ -253,6 +253,14 @@ class Engine:
         return state if keep else None
 
 
+def zero_raised(wanted: int, runs: int) -> str:
+    """What to say of an engine whose ZeRO stage is not the spec's."""
+    return (
+        f"deepspeed.zero: {wanted} runs as stage {runs} in bf16, so that gradients add up in fp32; nothing else is "
+        "computed otherwise"
+    )
+
+
 def tame_deepspeed() -> None:
     """Keeps DeepSpeed from work and words that nobody asked for."""
     # Its shared-memory all-reduce for hosts, and the look whether it could be built. The build takes a minute at the

@@ -61,6 +61,16 @@ class Stopped(WorkerFailure):
         super().__init__(message)
 
 
+class ServiceAway(WorkerFailure):
+    """A reward service has not answered for as long as the spec would wait; what was done until then is saved."""
+
+    reason = "ServiceAway"
+
+
+class Interrupted(Exception):
+    """This rank was asked to stop amid work of its own; what all ranks do about it they agree on where they meet."""
+
+
 class StoreFull(WorkerFailure):
     """The store has no room left; checkpoints that were whole before still are."""
 

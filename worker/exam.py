@@ -1,6 +1,5 @@
 """A finished model on a test set: what all kinds of rows have in common, and texts, dialogues and comparisons."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from worker import ahead
@@ -21,10 +20,11 @@ from worker.contract.stages import PretrainStage, SftStage
 from worker.data import Sample, encode, read_rows
 from worker.dialogue import check_template
 from worker.distributed import Ranks
-from worker.errors import BadData, Stopped
-from worker.losses import labelled_logits
+from worker.errors import BadData, Interrupted, Stopped
+from worker.evaluation import of_sums
+from worker.losses import text_sums
 from worker.models import DTYPES, check_length, pretrained
-from worker.packing import IGNORED, Batch, Collate, Item, MicroBatch, collate, micro_batches
+from worker.packing import Batch, Collate, Item, collate, micro_batches
 from worker.pairs import collate_pairs, read_comparisons
 from worker.paths import local_path
 from worker.ranking import Tally
@@ -32,8 +32,6 @@ from worker.rl.frozen import Frozen
 from worker.scores import reward_model, scores
 
 MODEL, TEST = "stage.model", "stage.data.test"
-# Logits are upcast to fp32 so many rows at a time.
-_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,12 @@ class Exam:
         self.context.channel.going_on()
         if self.ranks.agree_to_stop(self.context.channel.stop) is not None:
             raise Stopped
+
+    def interruptible(self) -> None:
+        """While this rank does what others do not. Raises Interrupted where it was asked to stop."""
+        self.context.channel.going_on()
+        if self.context.channel.stop is not None:
+            raise Interrupted
 
     def language_model(self, path: str, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """A model that writes text, and its tokenizer. Raises BadSpec."""
@@ -135,21 +139,10 @@ def of_texts(exam: Exam, path: Path, kind: RowKind) -> dict[str, float]:
     for batch in exam.batches(pieces, tokenizer, collate):
         exam.between()
         found += asked.compute(batch, text_sums).double().cpu().numpy()
-    nats, right, tokens = exam.ranks.sum(found.tolist())
-    if not tokens:
+    sums = exam.ranks.sum(found.tolist())
+    if not sums[-1]:
         raise BadData(f"{stage.data.test}: has not one token that could be foreseen")
-    loss = nats / tokens
-    return {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 700.0)), "eval/accuracy": right / tokens}
-
-
-def text_sums(model: nn.Module, batch: MicroBatch) -> Tensor:
-    """[nats, tokens whose most probable prediction is right, tokens] of a micro-batch's labelled positions, in fp32."""
-    logits, labels = labelled_logits(model, batch), batch.labels[batch.labels != IGNORED]
-    sums = torch.zeros(3, device=labels.device)
-    for part, label in zip(logits.split(_CHUNK), labels.split(_CHUNK), strict=True):
-        nats = nn.functional.cross_entropy(part.float(), label, reduction="sum")
-        sums += torch.stack([nats, (part.argmax(dim=-1) == label).sum(), label.new_tensor(len(label))])
-    return sums
+    return of_sums(sums)
 
 
 def _pieces(row: Sample, length: int) -> list[Sample]:

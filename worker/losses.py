@@ -28,6 +28,16 @@ def token_loss_sum(model: nn.Module, batch: MicroBatch) -> Tensor:
     return nats
 
 
+def text_sums(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """[nats, tokens whose most probable prediction is right, tokens] of a micro-batch's labelled positions, in fp32."""
+    labels = batch.labels[batch.labels != IGNORED]
+    sums = torch.zeros(3, device=labels.device)
+    for part, label in chunks(labelled_logits(model, batch), labels):
+        nats = nn.functional.cross_entropy(part.float(), label, reduction="sum")
+        sums += torch.stack([nats, (part.argmax(dim=-1) == label).sum(), label.new_tensor(len(label))])
+    return sums
+
+
 class Labelled(Protocol):
     """What a language model reads, and which of its logits are wanted."""
 

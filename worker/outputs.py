@@ -114,6 +114,8 @@ def _write_adapter(model: PeftModel, state: dict[str, Tensor], base: str, folder
     config = copy.copy(model.peft_config["default"])
     config.inference_mode = True
     config.base_model_name_or_path = base
+    if isinstance(config.target_modules, set):
+        config.target_modules = sorted(config.target_modules)  # the same file each time
     config.save_pretrained(str(folder))
 
 

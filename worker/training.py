@@ -19,7 +19,7 @@ from worker.contract.stages import TrainStage
 from worker.curves import Curves
 from worker.dataset import Dataset
 from worker.distributed import Ranks
-from worker.engine import Compute, Engine, Setting
+from worker.engine import Compute, Engine, Setting, zero_raised
 from worker.errors import Diverged, Stopped
 from worker.feed import Feed
 from worker.memory import explained, preflight
@@ -96,11 +96,7 @@ class Training:
         """Tells that not the ZeRO stage of the spec runs, where that is so."""
         wanted = self.spec.deepspeed.zero
         if self.context.rank == 0 and self.engine.zero != wanted:
-            self.context.channel.event(
-                "ZeroRaised",
-                f"deepspeed.zero: {wanted} runs as stage {self.engine.zero} in bf16, so that gradients add up in fp32; "
-                "nothing else is computed otherwise",
-            )
+            self.context.channel.event("ZeroRaised", zero_raised(wanted, self.engine.zero))
 
     def _update(self) -> None:
         """One update of the weights, from the data at `progress.position`."""

@@ -66,6 +66,7 @@ class Reason(StrEnum):
     FORBIDDEN = "Forbidden"
     NAMESPACE_GONE = "NamespaceGone"
     STORE_FULL = "StoreFull"
+    SERVICE_AWAY = "ServiceAway"
     FINISHED = "Finished"
     PAUSED_BY_USER = "PausedByUser"
     PAUSED_BY_GUARD = "PausedByGuard"
@@ -85,6 +86,7 @@ FAULTS: dict[Reason, Fault] = {
     Reason.KILLED: Fault.INFRA,
     Reason.STALLED: Fault.INFRA,
     Reason.STORE_FULL: Fault.INFRA,
+    Reason.SERVICE_AWAY: Fault.INFRA,
     Reason.NAME_CONFLICT: Fault.INFRA,
     Reason.FORBIDDEN: Fault.INFRA,
     Reason.NAMESPACE_GONE: Fault.INFRA,

@@ -14,6 +14,8 @@ _USER_EXITS = {
     Exit.DIVERGED: Reason.DIVERGED,
     Exit.OUT_OF_MEMORY: Reason.OUT_OF_MEMORY,
 }
+# What a worker alone can know of its surroundings, and no exit code says.
+_TOLD_BY_WORKERS = frozenset({Reason.STORE_FULL, Reason.SERVICE_AWAY})
 # Another try meets the same wall: an admin, or the owner, must act first.
 _HOPELESS = frozenset(
     {
@@ -105,8 +107,8 @@ def ending(job: Job, attempt: Attempt, seen: Observation, spoilt: str | None = N
         return Ending(Reason.PREEMPTED, said or "it was told to stop, by nobody here")
     if seen.exit_code is None or seen.exit_code < 0 or seen.exit_code == Exit.KILLED:
         return Ending(Reason.KILLED, said or "a process of it was killed")
-    if words is not None and words.reason == Reason.STORE_FULL:
-        return Ending(Reason.STORE_FULL, said)
+    if words is not None and words.reason in _TOLD_BY_WORKERS:
+        return Ending(Reason(words.reason), said)
     return Ending(Reason.WORKER_ERROR, said or f"it exited with {seen.exit_code}")
 
 

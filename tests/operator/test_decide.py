@@ -313,6 +313,12 @@ def test_a_full_disk_is_a_clear_failure() -> None:
     assert (ended.phase, ended.reason, ended.fault) == (Phase.FAILED, Reason.STORE_FULL, "infra")
 
 
+def test_a_reward_service_that_is_away_is_nobodys_error_and_is_tried_again() -> None:
+    ended = outcome(job(), exited(1, reason="ServiceAway"))
+    assert (ended.phase, ended.ending.reason, ended.ending.fault) == (Phase.QUEUED, Reason.SERVICE_AWAY, "infra")
+    assert ended.not_before is not None and ended.worker_errors == 0
+
+
 def test_an_end_without_its_outputs_is_no_success() -> None:
     ended = outcome(job(), exited(0), spoilt="output x is not whole")
     assert (ended.phase, ended.ending.reason) == (Phase.QUEUED, Reason.WORKER_ERROR)

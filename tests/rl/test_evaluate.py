@@ -74,6 +74,18 @@ def trained(one: Pool, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
 Trained = Callable[[str, int], Path]
 
 
+def test_on_the_way_a_model_is_measured_as_it_is_when_it_is_done(one: Pool, tmp_path: Path) -> None:
+    rows = jobs.dialogues(7, seed=5)
+    changes = {"stage__steps": 20, "stage__max_length": 200, "evaluate": {"data": "files/eval"}}
+    job = Job(tmp_path / "sft", jobs.spec("sft", **changes), jobs.dialogues(12), held_out=rows)
+    ended: Ended = one.run(jobs.attempt, job, 1)[0]
+    assert ended.outcome == "Finished", ended.message
+    afterwards = measured(one, evaluation(tmp_path / "after", job.store / ended.outputs[0]["path"], rows))
+    on_the_way = {name: ended.curve(name)[20] for name in ("eval/loss", "eval/perplexity", "eval/accuracy")}
+    assert on_the_way == pytest.approx(afterwards, rel=1e-5)
+    assert ended.curve("eval/accuracy")[0] < on_the_way["eval/accuracy"] < 1
+
+
 def test_dialogues_are_foreseen_as_transformers_foresees_them(one: Pool, tmp_path: Path, trained: Trained) -> None:
     where, rows = trained("sft", 20), jobs.dialogues(7, seed=5)
     found = measured(one, evaluation(tmp_path, where, rows))

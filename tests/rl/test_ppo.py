@@ -30,7 +30,7 @@ def test_two_ranks_at_every_zero_stage_give_the_gradient_of_one_rank(
 ) -> None:
     changes: dict[str, Any] = {"stage__ppo": {"minibatches": 1, "entropy": 0.01}, "stage__micro_batch": micro_batch}
     alone = ppo_jobs.ppo(tmp_path, **changes | {"stage__micro_batch": 8})
-    spread = ppo_jobs.ppo(tmp_path, **changes, deepspeed__zero=zero, resources={"per_node": 2})
+    spread = ppo_jobs.ppo(tmp_path, **changes, deepspeed=ppo_jobs.deepspeed(zero), resources={"per_node": 2})
     expected = one.run(ppo_cases.gradients, alone)[0]
     for found in two.run(ppo_cases.gradients, spread):
         for role in ("actor", "critic"):
@@ -43,7 +43,7 @@ def test_dialogues_that_are_learnt_from_beside_give_one_gradient_too(
 ) -> None:
     changes: dict[str, Any] = {"stage__ppo": {"minibatches": 1, "ptx": 3.0}}
     changes |= {"stage__data": {"prompts": "files/prompts", "ptx": "files/ptx"}}
-    spread = {"deepspeed__zero": zero, "resources": {"per_node": 2}, "stage__micro_batch": 2}
+    spread = {"deepspeed": ppo_jobs.deepspeed(zero), "resources": {"per_node": 2}, "stage__micro_batch": 2}
 
     def job(**more: Any) -> ppo_jobs.Job:
         made = ppo_jobs.ppo(tmp_path, **changes | more)
@@ -84,9 +84,10 @@ def test_every_answer_is_shown_with_the_nats_of_its_tokens(one: Pool, tmp_path: 
 
 
 def test_what_is_handed_over_loads_and_is_the_actor_that_was_trained(one: Pool, tmp_path: Path) -> None:
+    import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    job = ppo_jobs.ppo(tmp_path, stage__ppo={"ema": 0.5})
+    job = ppo_jobs.ppo(tmp_path, stage__ppo={"ema": 0.9}, stage__steps=1)
     ended = attempt(one, job)
     paths = {output["kind"]: job.store / output["path"] for output in ended.outputs}
     assert set(paths) == {"model", "ema", "critic"}
@@ -95,8 +96,8 @@ def test_what_is_handed_over_loads_and_is_the_actor_that_was_trained(one: Pool, 
     name = "model.layers.0.mlp.up_proj.weight"
     now, then, mean = (dict(m.named_parameters())[name] for m in (actor, before, average))
     assert not now.equal(then)
-    # Nearer to where it began than the actor, and not there any more.
-    assert 0 < (mean - then).norm() < (now - then).norm()
+    # After one iteration the average has nine tenths of what was there before.
+    torch.testing.assert_close(mean - then, 0.1 * (now - then), rtol=1e-3, atol=1e-7)
     critic = AutoModelForSequenceClassification.from_pretrained(paths["critic"])
     assert critic.score.weight.abs().sum() > 0
 
@@ -136,6 +137,26 @@ def test_a_guard_stops_or_pauses_as_the_spec_says(
         # It saved what it had, and is not paused again by the same thing.
         assert ended.checkpoints == [2]
         assert attempt(one, job, 2).outcome == "Finished"
+
+
+def test_held_out_answers_are_compared_with_those_before_the_first_step_also_after_a_stop(
+    one: Pool, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {
+        "stage__steps": 3, "evaluate": {"held_out": 0.3, "every_steps": 1}, "checkpoint": {"every_steps": 1},
+        "stage__optimizer": {"lr": 0.03, "warmup": 0.0}, "stage__rollout__max_new_tokens": 24,
+    }  # fmt: skip
+    whole = attempt(one, ppo_jobs.ppo(tmp_path / "whole", **changes))
+    rates = whole.curve("eval/win_rate")
+    assert rates[0] == 0.5 and set(rates) == {0, 1, 2, 3}
+    terms = [whole.curve(f"eval/reward/{name}") for name in ("regex", "length")]
+    summed = {step: terms[0][step] + terms[1][step] for step in rates}
+    assert summed == pytest.approx(whole.curve("eval/reward"))
+    assert set(rates.values()) != {0.5}, "nothing was learnt: the test shows nothing"
+    broken = ppo_jobs.ppo(tmp_path / "broken", **changes)
+    first: Ended = one.run(jobs.attempt, broken, 1, Plan(kill_at=60))[0]
+    second = attempt(one, broken, 2)
+    assert second.resumed_from is not None and first.curve("eval/win_rate") | second.curve("eval/win_rate") == rates
 
 
 def test_an_evaluation_after_a_pause_is_saved_and_not_made_again(one: Pool, tmp_path: Path) -> None:
@@ -212,7 +233,7 @@ def test_ppo_learns_what_it_is_rewarded_for_and_the_contrary_with_the_sign_flipp
 
 @pytest.mark.soak
 def test_ppo_learns_on_four_of_five_seeds(one: Pool, tmp_path: Path) -> None:
-    rises = [learnt(one, tmp_path / f"for-{seed}", seed, 1.0) for seed in range(5)]
-    falls = [learnt(one, tmp_path / f"against-{seed}", seed, -1.0) for seed in range(5)]
+    rises = [learnt(one, tmp_path / f"for-{seed}", seed, 1.0) for seed in range(1, 6)]
+    falls = [learnt(one, tmp_path / f"against-{seed}", seed, -1.0) for seed in range(1, 6)]
     assert sum(rise > MARGIN for rise in rises) >= 4
     assert sum(fall < 0 for fall in falls) >= 4

@@ -9,14 +9,15 @@ METRICS: dict[str, str] = {
     "train/tokens_per_second": "real tokens a second, all ranks",
     "eval/loss": "nats a token on held-out rows (reward: a row)",
     "eval/perplexity": "exp(eval/loss)",
-    "eval/accuracy": "share of held-out tokens (reward: pairs) that are foreseen",
+    "eval/accuracy": "share of held-out tokens that are the likeliest (reward: of pairs ranked right)",
     "eval/calibration": "reward: expected calibration error of the odds that scores give, 0 to 1",
     "eval/score_mean": "reward: mean score of the better answers",
     "eval/score_std": "reward: standard deviation of the scores of all answers",
     "eval/reward": "reward of answers to held-out prompts, mean",
     "eval/kl": "nats an answer to held-out prompts: actor from reference",
     "eval/length": "tokens an answer to held-out prompts",
-    "eval/win_rate": "share of prompts on which the model's answer has the higher reward; a tie counts half",
+    "eval/win_rate": "share of prompts on which the model's answer has the higher reward (ppo: higher than the actor's "
+    "before the first step); a tie counts half",
     "ppo/reward": "weighted sum of the reward's terms, mean of the iteration's answers",
     "ppo/return": "the reward less the price of the KL, mean of the iteration's answers",
     "ppo/kl": "nats an answer: sum over its tokens of log actor - log reference, mean",
@@ -47,6 +48,7 @@ METRICS: dict[str, str] = {
 }
 FAMILIES: dict[str, str] = {
     "reward/": "of a reward's term, before its weight: mean of the iteration's answers; `reward/NAME`",
+    "eval/reward/": "the same of answers to held-out prompts; `eval/reward/NAME`",
 }
 """Metrics whose last part a spec names, by how they begin."""
 

@@ -11,13 +11,13 @@ from transformers import PreTrainedTokenizerBase
 
 from worker.contract.rewards import ModelTerm, Reward
 from worker.dialogue import answer_end
-from worker.errors import BadSpec, Stopped
+from worker.errors import BadSpec, Interrupted, Stopped
 from worker.exam import MODEL, TEST, Exam
 from worker.rl.experience import Rolled
 from worker.rl.gathered import sample_sharded
 from worker.rl.prompts import PromptRow, load_prompts, seeds
 from worker.rl.reading import by_model, check_readable
-from worker.rl.rewards import Terms, weighted
+from worker.rl.rewards import Terms, weighted, win_rate
 from worker.rl.roles import RewardModel, ends_of, reading_limit, same_tokens
 from worker.rl.rollout import Answer, sample
 from worker.samples import chosen, shown
@@ -25,10 +25,6 @@ from worker.samples import chosen, shown
 _AGAINST = "stage.against"
 # The seeds of an iteration that no training has.
 _STEP = 0
-
-
-class _Interrupted(Exception):
-    """This rank was asked to stop; what all do about it they agree on at the end of a chunk."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ def of_prompts(exam: Exam) -> dict[str, float]:
     terms = Terms(
         stage.reward,
         max_new_tokens=stage.rollout.max_new_tokens,
-        between=exam.context.channel.going_on,
+        between=exam.interruptible,
         tell=lambda said: exam.context.channel.event("RewardServiceAway", said, level="warning"),
     )
     ours = _answers(exam, MODEL, stage.model, terms)
@@ -82,11 +78,6 @@ def of_prompts(exam: Exam) -> dict[str, float]:
     return metrics
 
 
-def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The share of prompts on which ours is worth more; a tie counts half."""
-    return fmean(float(a > b) + 0.5 * float(a == b) for a, b in zip(ours, theirs, strict=True))
-
-
 def _answers(exam: Exam, path: str, name: str, terms: Terms) -> Answers:
     """A model's answers to all prompts, in their order, on all ranks."""
     stage, channel = exam.stage, exam.context.channel
@@ -102,17 +93,12 @@ def _answers(exam: Exam, path: str, name: str, terms: Terms) -> Answers:
     same: dict[str, Any] = {"rollout": stage.rollout, "slots": stage.rollout.slots, "ends": ends_of(tokenizer)}
     same["pad_id"] = tokenizer.pad_token_id
 
-    def between() -> None:
-        channel.going_on()
-        if channel.stop is not None:
-            raise _Interrupted
-
     def answered(prompts: list[list[int]], seeds: list[int]) -> list[Answer]:
         if exam.context.order.spec.deepspeed.zero == 3:
             # On the shards, all ranks in step; here, none may leave before the others.
             asked_as_engine: Any = _AsEngine(asked)
             return sample_sharded(asked_as_engine, exam.ranks, prompts, seeds=seeds, between=channel.going_on, **same)
-        return sample(model, prompts, seeds=seeds, device=exam.device, between=between, **same)
+        return sample(model, prompts, seeds=seeds, device=exam.device, between=exam.interruptible, **same)
 
     channel.report("generating")
     rolled: list[Rolled] = []
@@ -134,7 +120,7 @@ def _together(
     """The answers of all ranks to a chunk of prompts, of which `mine` are this rank's. Raises Stopped."""
     prompts = [rows[at].ids.tolist() for at in mine]
     answers: list[Answer] = []
-    with suppress(_Interrupted):
+    with suppress(Interrupted):
         answers = answered(prompts, seeds(exam.stage.seed, _STEP, mine))
     # Who was interrupted was asked to stop, and so all stop here.
     if exam.ranks.agree_to_stop(exam.context.channel.stop) is not None:
@@ -188,8 +174,12 @@ def _worth(exam: Exam, reward: Reward, terms: Terms, models: dict[str, RewardMod
         rows, texts = [answers.rows[one.row] for one in rolled], [answers.texts[at] for at in places]
         scored = {title: by_model(model, rolled, rows, texts) for title, model in read.items()}
         if places:
-            scored |= terms.score(rows, texts, [len(one.answer) for one in rolled])
+            try:
+                scored |= terms.score(rows, texts, [len(one.answer) for one in rolled])
+            except Interrupted:
+                continue  # to where all ranks agree on it
         found += [(at, {title: values[n] for title, values in scored.items()}) for n, at in enumerate(places)]
+    exam.between()
     every = [one for _, one in sorted(exam.ranks.gather(found), key=lambda pair: pair[0])]
     by_term = {term.title: [one[term.title] for one in every] for term in reward.terms}
     return Worth(by_term, weighted(reward, by_term, [one.ended for one in answers.rolled]))

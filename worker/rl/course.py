@@ -13,7 +13,7 @@ from worker.contract.ppo import PpoStage
 from worker.contract.protocol import Output
 from worker.curves import Curves
 from worker.distributed import Ranks, Stop
-from worker.errors import Diverged, Stopped
+from worker.errors import Diverged, Interrupted, ServiceAway, Stopped
 from worker.memory import explained
 from worker.rl.ema import Ema
 from worker.rl.hand import Hand
@@ -90,6 +90,23 @@ class Course:
         self.context.channel.going_on()
         if (stop := self.asked_to_stop()) is not None:
             self.stop(stop)
+
+    def interruptible(self) -> None:
+        """While this rank does what others do not: tells of progress. Raises Interrupted if it was asked to stop."""
+        self.context.channel.going_on()
+        if self.context.channel.stop is not None:
+            raise Interrupted
+
+    def after_waiting(self, away: ServiceAway | None) -> None:
+        """Where ranks meet that may each have waited for a service: all stop, if one was asked to or gave up.
+
+        Raises Stopped, ServiceAway, after saving.
+        """
+        if (stop := self.asked_to_stop()) is not None:
+            self.stop(stop)
+        if self.ranks.sum([float(away is not None)])[0]:
+            self.save()
+            raise away or Stopped
 
     def asked_to_stop(self) -> Stop | None:
         """What the ranks do: the strongest wish of any of them, the same answer on all."""

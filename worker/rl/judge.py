@@ -6,6 +6,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from worker.contract.ppo import PpoStage
+from worker.errors import Interrupted, ServiceAway
 from worker.rl.course import Course
 from worker.rl.experience import Judged, Rolled, taken
 from worker.rl.objectives import AnswerBatch, answer_batch, log_probabilities
@@ -21,13 +22,12 @@ class Judge:
 
     def __init__(self, roles: Roles, stage: PpoStage, course: Course):
         """Raises BadSpec for a term that cannot be."""
-        self._roles, self._between = roles, course.between
+        self._roles, self._course = roles, course
         self._temperature = stage.rollout.temperature
         self._terms = Terms(
             stage.reward,
             max_new_tokens=stage.rollout.max_new_tokens,
-            # While one rank waits for a service the others wait for it: they cannot agree on anything.
-            between=course.context.channel.going_on,
+            between=course.interruptible,
             tell=lambda sentence: course.context.channel.event("RewardServiceAway", sentence, level="warning"),
         )
         self._pad = roles.pad_id
@@ -54,7 +54,7 @@ class Judge:
         """
         made = []
         for group in groups:
-            self._between()
+            self._course.between()
             rolled = [answers[place] for place in group]
             batch = answer_batch([a.prompt for a in rolled], [a.answer for a in rolled], pad_id=self._pad)
             starts, counts = [len(a.prompt) - 1 for a in rolled], [len(a.answer) for a in rolled]
@@ -84,9 +84,20 @@ class Judge:
         return {title: by_model(model, rolled, rows, texts) for title, model in self._roles.rewards.items()}
 
     def _by_functions(self, rolled: Sequence[Rolled], prompts: Sequence[PromptRow]) -> dict[str, list[float]]:
-        """The terms that need no model, by their names."""
+        """The terms that need no model, by their names. Raises Stopped, ServiceAway, after saving."""
         rows, counts = [prompts[a.row] for a in rolled], [len(a.answer) for a in rolled]
-        return self._terms.score(rows, self.texts(rolled), counts)
+        found: dict[str, list[float]] = {}
+        away: ServiceAway | None = None
+        # While one rank waits for a service the others wait for it: they agree on what to do once it has done.
+        try:
+            found = self._terms.score(rows, self.texts(rolled), counts)
+        except Interrupted:
+            pass
+        except ServiceAway as error:
+            away = error
+        if self._terms.waits:
+            self._course.after_waiting(away)
+        return found
 
     def texts(self, rolled: Sequence[Rolled]) -> list[str]:
         """The answers' words, without the token that ends them."""

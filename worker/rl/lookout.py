@@ -33,6 +33,10 @@ class Lookout:
         for unreached in self._unreached.values():
             unreached()
 
+    def first_ratio(self, course: Course, step: int, error: float) -> None:
+        """Looks at the first update of iteration `step` before it is taken. Raises Diverged, PausedByGuard."""
+        self._do(course, step, Observed(ratio_error=error))
+
     def look(self, course: Course, metrics: dict[str, float]) -> None:
         """Looks at an iteration that is done, by its curves. Raises Diverged, PausedByGuard."""
         missing = [f"{engine}: {name}" for engine, unreached in self._unreached.items() for name in unreached()]
@@ -41,24 +45,23 @@ class Lookout:
             reward=metrics["ppo/reward"],
             length=metrics["ppo/length"],
             cut=1 - metrics["ppo/ended"],
-            ratio_error=metrics["ppo/ratio_error"],
             entropy=metrics["ppo/entropy"],
             without_gradient=missing if self._unreached else None,
         )
-        self._do(course, seen)
+        self._do(course, course.step, seen)
 
     def held_out(self, course: Course, found: HeldOut) -> None:
         """Looks at an evaluation. Raises Diverged, PausedByGuard."""
-        self._do(course, Observed(held_out=found))
+        self._do(course, course.step, Observed(held_out=found))
 
-    def _do(self, course: Course, seen: Observed) -> None:
-        tripped = self._watch.look(course.step, seen)
+    def _do(self, course: Course, step: int, seen: Observed) -> None:
+        tripped = self._watch.look(step, seen)
         for one in tripped:
             course.event(one.event, one.message, warning=True)
         for one in tripped:
             if one.then == "stop":
-                raise course.diverged(f"step {course.step}: {one.message}")
+                raise course.diverged(f"step {step}: {one.message}")
         for one in tripped:
             if one.then == "pause":
                 course.save()
-                raise PausedByGuard(f"step {course.step}: {one.message}")
+                raise PausedByGuard(f"step {step}: {one.message}")

@@ -15,7 +15,7 @@ from worker.contract.ppo import PpoStage
 from worker.contract.rewards import ModelTerm
 from worker.contract.spec import JobSpec, learning_rate_of
 from worker.dialogue import answer_end, turn_end
-from worker.engine import Compute, Engine, Setting, effective_zero
+from worker.engine import Compute, Engine, Setting, zero_raised
 from worker.errors import BadSpec
 from worker.heads import transformer
 from worker.lora import with_adapters
@@ -145,7 +145,7 @@ def _actor(context: Context, spec: JobSpec, stage: PpoStage, notes: list[str]) -
             whole, batch, clip=stage.ppo.clip, temperature=stage.rollout.temperature, entropy=stage.ppo.entropy
         )
 
-    return _learner(spec, stage, "actor", model, tokenizer, objective), base
+    return _learner(spec, stage, "actor", model, tokenizer, objective, notes), base
 
 
 def _critic(
@@ -166,7 +166,7 @@ def _critic(
         assert role.lora is not None  # the contract has seen to it
         source = None if role.model == stage.actor.model else context.order.inputs[path]
         adapted = base.critic(role.lora, stage.seed, path=path, name=role.model, source=source)
-        return _learner(spec, stage, "critic", adapted, base.tokenizer, objective)
+        return _learner(spec, stage, "critic", adapted, base.tokenizer, objective, notes)
     model, tokenizer = value_model(
         context.order.inputs[path], role.model, context.store, DTYPES[deepspeed.precision], notes,
         path=path, waiting=context.channel.going_on,
@@ -174,7 +174,7 @@ def _critic(
     if not same_tokens(actors, tokenizer):
         raise BadSpec(f"{path}: {role.model} has another tokenizer than the actor; the critic reads the actor's tokens")
     check_length(model, stage.max_length)
-    return _learner(spec, stage, "critic", model, tokenizer, objective)
+    return _learner(spec, stage, "critic", model, tokenizer, objective, notes)
 
 
 def _learner(
@@ -184,6 +184,7 @@ def _learner(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     objective: Compute,
+    notes: list[str],
 ) -> Learner:
     """A role that is trained. What is no PeftModel yet gets the role's adapters, if it has any."""
     role = stage.actor if name == "actor" else stage.critic
@@ -201,6 +202,8 @@ def _learner(
     setting = Setting(deepspeed, optimizer, spec.ranks, spec.micro_batch, spec.accumulation)
     with explained(spec, f"the {name} and its optimizer"):
         engine = Engine(trained, objective, setting)
+    if engine.zero != deepspeed.zero:
+        notes.append(f"The {name}'s {zero_raised(deepspeed.zero, engine.zero)}.")
     return Learner(
         engine, Loaded(trained, tokenizer), optimizer, learning_rate_of("ppo", optimizer, lora), deepspeed.precision
     )
@@ -286,11 +289,3 @@ def without_dropout(model: nn.Module) -> None:
         for name in ("attention_dropout", "dropout"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
-
-
-def zero_said(learner: Learner, wanted: DeepSpeed, name: str) -> str | None:
-    """A sentence where not the ZeRO stage of the spec runs."""
-    runs = effective_zero(wanted)
-    if runs == wanted.zero:
-        return None
-    return f"{name}: deepspeed.zero {wanted.zero} runs as stage {runs} in bf16, so that gradients add up in fp32"

@@ -7,6 +7,7 @@ from typing import Any
 
 from worker.contract.ppo import PpoStage
 from worker.distributed import Ranks
+from worker.errors import Interrupted
 from worker.rl.course import Course
 from worker.rl.credit import Credit
 from worker.rl.experience import Rolled
@@ -20,10 +21,6 @@ from worker.samples import chosen, pieces, shown
 
 # Prompts of a chunk, for each slot: many, so that slots seldom idle at a chunk's end; few, so that little is lost.
 _PER_SLOT = 4
-
-
-class _Interrupted(Exception):
-    """This rank was asked to stop. What all do about it they agree on at the chunk's end."""
 
 
 class Sampled:
@@ -50,7 +47,7 @@ class Sampled:
                         [prompts[row].ids.tolist() for _, row in chunk],
                         seeds(self._stage.seed, step, [index for index, _ in chunk]),
                     )
-                except _Interrupted:
+                except Interrupted:
                     answers = []
                 into += [
                     Rolled(index, row, prompts[row].ids.tolist(), answer.ids, answer.ended)
@@ -76,7 +73,7 @@ class Sampled:
             return
         with gathered(engine) as model:
             yield lambda prompts, seeds: sample(
-                model, prompts, seeds=seeds, device=engine.device, between=self._between, **same
+                model, prompts, seeds=seeds, device=engine.device, between=self._course.interruptible, **same
             )
 
     def _sharded(self) -> bool:
@@ -89,11 +86,6 @@ class Sampled:
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         a_token = 2 * config.num_hidden_layers * heads * size * 4
         return not whole_fits(engine, self._ranks, a_token * self._stage.rollout.slots * self._stage.max_length)
-
-    def _between(self) -> None:
-        self._course.context.channel.going_on()
-        if self._course.context.channel.stop is not None:
-            raise _Interrupted
 
     def show(self, hand: Hand, credit: Credit, prompts: Sequence[PromptRow], judge: Judge) -> None:
         """Shows people some of an iteration's answers, to the spec's budget."""

@@ -25,11 +25,11 @@ from worker.distributed import Ranks, check_accelerator
 from worker.memory import explained
 from worker.rl import tally
 from worker.rl.advantages import gae, token_rewards, whiten
-from worker.rl.course import Course
+from worker.rl.course import Course, Kept
 from worker.rl.credit import Credit
 from worker.rl.experience import Rolled, by_term, minibatches, padded, shares
 from worker.rl.hand import Hand
-from worker.rl.held_out import HeldOut
+from worker.rl.held_out import HeldOut, Opening
 from worker.rl.judge import Judge
 from worker.rl.kl import AdaptiveKl, k1
 from worker.rl.lookout import Lookout
@@ -71,13 +71,13 @@ class Ppo:
         self.kl = AdaptiveKl.of(stage.ppo.kl)
         self.seen = RunningStatistics()
         self.lookout = Lookout(stage.guards, roles)
-        self.course = Course(
-            context, roles, ranks, {"kl": self.kl, "rewards": self.seen, "guards": self.lookout}, material.hash
-        )
+        opening = Opening()
+        kept: dict[str, Kept] = {"kl": self.kl, "rewards": self.seen, "guards": self.lookout, "opening": opening}
+        self.course = Course(context, roles, ranks, kept, material.hash)
         self.sampled = Sampled(stage, roles, ranks, self.course)
         self.judge = Judge(roles, stage, self.course)
         self.judge.check(material.prompts, material.held_out)
-        self.held_out = HeldOut(self.spec, material.held_out, self.sampled, self.judge, ranks)
+        self.held_out = HeldOut(self.spec, material.held_out, self.sampled, self.judge, ranks, opening)
 
     def run(self) -> list[Output]:
         """Goes on from where the course is, to the end."""
@@ -184,6 +184,8 @@ class Ppo:
         for name in ("policy_loss", "value_loss"):
             if not math.isfinite(told[name]):
                 raise self.course.diverged(f"the {name.replace('_', ' ')} of step {hand.step} is {told[name]}")
+        if update == 0:
+            self.lookout.first_ratio(self.course, hand.step, told["ratio_error"])
         told["actor_grad_norm"] = self._step(self.roles.actor, hand, "actor")
         told["critic_grad_norm"] = self._step(self.roles.critic, hand, "critic")
         return told

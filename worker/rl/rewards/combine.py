@@ -5,6 +5,7 @@ Give all answers of an iteration, of all ranks and in their order, so that each 
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from worker.contract.rewards import Reward
 from worker.errors import Diverged
@@ -46,3 +47,8 @@ def scaled(reward: Reward, sums: Sequence[float], seen: RunningStatistics) -> li
     divisor = seen.std if reward.scale == "running" and seen.std > _LEAST_STD else 1.0
     limit = math.inf if reward.clip is None else reward.clip
     return [min(max(value / divisor, -limit), limit) for value in sums]
+
+
+def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The share of prompts on which ours is worth more; a tie counts half."""
+    return fmean(float(a > b) + 0.5 * float(a == b) for a, b in zip(ours, theirs, strict=True))

@@ -14,17 +14,13 @@ import httpx
 import tenacity
 
 from worker.contract.rewards import ServiceTerm
-from worker.errors import BadData, BadSpec, WorkerFailure
+from worker.errors import BadData, BadSpec, ServiceAway
 
 _LOOK = 0.5  # seconds between two calls of `between`
 _LONGEST_WAIT = 10.0  # seconds between two calls of the service
 _MOST_BYTES = 16 * 2**20  # of an answer: thousands of scores are less than one
 # Not found: what a proxy says while the service behind it is being replaced.
 _PASSES = {404, 408, 425, 429}
-
-
-class ServiceAway(WorkerFailure):
-    """A service has not answered for as long as the spec would wait."""
 
 
 class _Unanswered(Exception):
@@ -77,8 +73,7 @@ class Service:
             body = retrying(self._call, content)
         except _Unanswered as error:
             raise ServiceAway(
-                f"{self._name} {error}, and so all the time for {self._term.patience:g} s, the term's `patience`; "
-                "the job goes on from its last checkpoint once the service is back"
+                f"{self._name} {error}, and so all the time for {self._term.patience:g} s, the term's `patience`"
             ) from None
         return self._checked(body, len(answers))
 

@@ -41,6 +41,8 @@ class Terms:
         hears a sentence when a service that was there does not answer.
         """
         self._scores: dict[str, Score] = {}
+        self.waits = any(isinstance(term, ServiceTerm) for term in reward.terms)
+        """Whether a term may keep this rank waiting, while others have theirs."""
         self._compares = [term.title for term in reward.terms if isinstance(term, ExactMatchTerm)]
         for number, term in enumerate(reward.terms):
             path = f"stage.reward.terms.{number}"
@@ -73,6 +75,6 @@ class Terms:
         """By each term's name a number for each answer, before weights. All three lists are of one length.
 
         `tokens` counts an answer's tokens, with the one that ends it. Raises BadData for a service that answers what is
-        no score, WorkerFailure for one that does not answer in its patience.
+        no score, ServiceAway for one that does not answer in its patience.
         """
         return {title: score(rows, answers, tokens) for title, score in self._scores.items()}
