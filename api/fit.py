@@ -1,10 +1,16 @@
-"""Whether a model will do where a spec names it: what it is for, and how long its sequences may be."""
+"""Whether a model will do where a spec names it: what it is for, how long its sequences may be."""
+
+from typing import Any
 
 from api.weights import Config, Task
+from worker.contract.parts import Lora
+from worker.contract.ppo import PpoStage
 from worker.contract.problem import Problem
 from worker.contract.references import Wanted
+from worker.contract.shared import unfit_adapter
 from worker.contract.spec import JobSpec
 from worker.contract.stages import RehearseStage
+from worker.contract.steps import PREFIX as STEPS
 
 _WHOLE: tuple[Task, ...] = ("write", "score")
 # What will do where a spec wants a model of this kind, and how that is called.
@@ -23,6 +29,8 @@ _SAID: dict[Task, str] = {
     "adapt": "only the adapter of a reward model",
 }
 
+_OUTPUT_LAYERS = {"lm_head", "embed_out"}
+
 
 def unfit(spec: JobSpec, wanted: Wanted, called: str, known: Config, actor: str | None = None) -> list[Problem]:
     """What speaks against the model that the reference leads to, `called` so in sentences.
@@ -31,7 +39,9 @@ def unfit(spec: JobSpec, wanted: Wanted, called: str, known: Config, actor: str 
     """
     return [
         *_of_another_kind(wanted, called, known),
-        *_of_another_base(wanted, called, known, actor),
+        *_of_another_base(spec, wanted, called, known, actor),
+        *_of_another_shape(spec, wanted, called, known),
+        *_without_targets(spec, wanted, called, known),
         *_too_long(spec, wanted, called, known),
     ]
 
@@ -39,14 +49,24 @@ def unfit(spec: JobSpec, wanted: Wanted, called: str, known: Config, actor: str 
 def _of_another_kind(wanted: Wanted, called: str, known: Config) -> list[Problem]:
     """A model that scores where one that writes is needed, or the other way round."""
     will_do, needed = _TASKS.get(wanted.kind, ((), ""))
-    if known.task is None or not will_do or known.task in will_do:
+    if not will_do or known.task in will_do:
         return []
+    if known.task is None:
+        # An adapter is known by its own files; a model's configuration need not tell what it is for.
+        return [Problem(wanted.path, f"{called} is no adapter; give {needed}")] if wanted.kind == "adapter" else []
     return [Problem(wanted.path, f"{called} is {_SAID[known.task]}; give {needed}")]
 
 
-def _of_another_base(wanted: Wanted, called: str, known: Config, actor: str | None) -> list[Problem]:
+def _of_another_base(spec: JobSpec, wanted: Wanted, called: str, known: Config, actor: str | None) -> list[Problem]:
     """An adapter that was trained on other weights than the actor's, which it would be added to."""
-    if known.task != "adapt" or wanted.kind not in ("adapter", "reward_or_adapter") or actor is None:
+    if known.task != "adapt" or wanted.kind not in ("adapter", "reward_or_adapter"):
+        return []
+    if isinstance(spec.stage, PpoStage) and spec.stage.actor.model.startswith(STEPS):
+        if wanted.reference.startswith(STEPS):
+            return []  # the pipeline has seen to it
+        said = f"{called} is there already, and stage.actor.model is yet to be made; a shared base is one and the same"
+        return [Problem(wanted.path, said)]
+    if actor is None or (known.base is None and wanted.reference.startswith(STEPS)):
         return []
     if known.base is None:
         return [Problem(wanted.path, f"{called} does not tell in lineage.json which model it was trained on")]
@@ -54,6 +74,32 @@ def _of_another_base(wanted: Wanted, called: str, known: Config, actor: str | No
         said = f"{called} was trained on another model than stage.actor.model; a shared base is one and the same"
         return [Problem(wanted.path, said)]
     return []
+
+
+def _of_another_shape(spec: JobSpec, wanted: Wanted, called: str, known: Config) -> list[Problem]:
+    """An adapter with other settings than those of the critic that is to go on from it."""
+    if known.task != "adapt" or not isinstance(spec.stage, PpoStage) or not spec.stage.share_base:
+        return []
+    if wanted.reference.startswith(STEPS):
+        return []  # the pipeline has seen to it
+    return unfit_adapter(spec.stage, wanted.path, called, known.lora)
+
+
+def _without_targets(spec: JobSpec, wanted: Wanted, called: str, known: Config) -> list[Problem]:
+    """Layers that adapters are to stand beside, and that the model has not."""
+    role, _, name = wanted.path.rpartition(".")
+    trained: Any = {"stage": spec.stage}
+    if isinstance(spec.stage, PpoStage):
+        trained = {"stage.actor": spec.stage.actor, "stage.critic": spec.stage.critic}
+    lora: Lora | None = getattr(trained.get(role), "lora", None)
+    if name != "model" or known.layers is None or lora is None or isinstance(lora.targets, str):
+        return []
+    # The output layer, of whatever name, the worker knows.
+    missing = [target for target in lora.targets if target.rpartition(".")[2] not in known.layers | _OUTPUT_LAYERS]
+    if not missing:
+        return []
+    said = f"{called} has no linear layer `{missing[0]}`; it has: {', '.join(sorted(known.layers))}"
+    return [Problem(f"{role}.lora.targets", said)]
 
 
 def _too_long(spec: JobSpec, wanted: Wanted, called: str, known: Config) -> list[Problem]:

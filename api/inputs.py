@@ -3,34 +3,48 @@
 import asyncio
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api import hub
 from api.fit import unfit
 from api.folder import Store
+from api.foreseen import foreseen
+from api.patterns import unfit_patterns
+from api.rows import comparing, line_without_answer, unfit_rows
 from api.services import unfit_services
 from api.settings import Settings
 from api.store import files, models
 from api.store.database import Database
-from api.weights import Known, NotAModel, Weights
+from api.weights import Config, Known, NotAModel, Weights
 from worker.contract.check import InvalidSpec
 from worker.contract.manifest import file_sha256
 from worker.contract.order import Input
+from worker.contract.pipeline import PipelineSpec
 from worker.contract.problem import Problem
 from worker.contract.references import Wanted, references
-from worker.contract.rows import BadRow, check_rows
+from worker.contract.rows import BadRow, RowKind, check_rows
 from worker.contract.spec import JobSpec
 from worker.contract.steps import PREFIX as STEPS
+from worker.contract.steps import need_of
 
 T = TypeVar("T")
 
 
 class Unresolved(ValueError):
     """A reference that leads to nothing, with what would be right."""
+
+
+class _Found(NamedTuple):
+    """What the references of a spec lead to, each by its path, and what is wrong."""
+
+    inputs: dict[str, Input]
+    models: dict[str, Config]
+    rows: dict[str, RowKind]
+    problems: list[Problem]
 
 
 class Resolver:
@@ -42,26 +56,55 @@ class Resolver:
 
     async def resolve(self, spec: JobSpec, *, data: bool = True) -> dict[str, Input]:
         """The inputs by their path in the spec; without `data` only models. Raises InvalidSpec with all problems."""
-        problems = self._unfit(spec) + unfit_services(spec, self._settings)
-        found: dict[str, Input] = {}
-        actor: str | None = None
-        for wanted in references(spec):
-            if wanted.kind == "data" and not data:
-                continue
-            if wanted.reference.startswith(STEPS):
-                continue  # known once that step has succeeded
-            try:
-                if wanted.kind == "data":
-                    found[wanted.path] = await self._data(wanted, spec.stage.type)
-                else:
-                    given, known = await self._model(wanted.reference, tokenizer_only=wanted.kind == "tokenizer")
-                    found[wanted.path] = given
-                    actor = known.sha256 if wanted.path == "stage.actor.model" else actor
-                    problems += unfit(spec, wanted, wanted.reference, known.config, actor)
-            except Unresolved as error:
-                problems.append(Problem(wanted.path, str(error)))
+        found = await self._look_up(spec, data=data)
+        if found.problems:
+            raise InvalidSpec(found.problems)
+        return found.inputs
+
+    async def resolve_steps(self, pipeline: PipelineSpec) -> dict[str, dict[str, Input]]:
+        """The inputs of all steps from outside, by step and path. Raises InvalidSpec with all problems.
+
+        What steps will hand over to each other is known in part, and checked as far as it is.
+        """
+        found: dict[str, _Found] = {}
+        made: dict[str, dict[str, Config]] = {}
+        problems: list[Problem] = []
+        for name in pipeline.in_order():
+            spec = pipeline.steps[name]
+            found[name] = here = await self._look_up(spec, made=made)
+            made[name] = foreseen(spec, here.inputs, here.models)
+            problems += [Problem(f"steps.{name}.{p.path}", p.message) for p in here.problems]
         if problems:
             raise InvalidSpec(problems)
+        return {name: found[name].inputs for name in pipeline.steps}
+
+    async def _look_up(
+        self, spec: JobSpec, *, data: bool = True, made: Mapping[str, Mapping[str, Config]] | None = None
+    ) -> _Found:
+        """All that the references lead to. `made` is what earlier steps of a pipeline will hand over."""
+        found = _Found({}, {}, {}, self._unfit(spec) + unfit_services(spec, self._settings) + unfit_patterns(spec))
+        actor: str | None = None
+        for wanted in references(spec):
+            path, called = wanted.path, wanted.reference
+            try:
+                if wanted.kind == "data":
+                    if data:
+                        found.inputs[path], found.rows[path] = await self._data(wanted, spec)
+                    continue
+                if called.startswith(STEPS):  # the model itself is known once that step has succeeded
+                    need = need_of(wanted)
+                    called, config = f"{need.step}.{need.output}", (made or {}).get(need.step, {}).get(need.output)
+                    if config is None:
+                        continue
+                else:
+                    found.inputs[path], known = await self._model(called, tokenizer_only=wanted.kind == "tokenizer")
+                    actor = known.sha256 if path == "stage.actor.model" else actor
+                    config = known.config
+                found.models[path] = config
+                found.problems.extend(unfit(spec, wanted, called, config, actor))
+            except Unresolved as error:
+                found.problems.append(Problem(path, str(error)))
+        found.problems.extend(unfit_rows(spec, found.inputs, found.rows, found.models))
         return found
 
     def _unfit(self, spec: JobSpec) -> list[Problem]:
@@ -69,7 +112,7 @@ class Resolver:
             return [Problem("resources.nodes", f"this cluster is one machine; write 1, not {spec.resources.nodes}")]
         return []
 
-    async def _data(self, wanted: Wanted, stage: str) -> Input:
+    async def _data(self, wanted: Wanted, spec: JobSpec) -> tuple[Input, RowKind]:
         reference = wanted.reference
         if reference.startswith("files/"):
             given, kind = await self._file(reference)
@@ -79,10 +122,15 @@ class Resolver:
             raise Unresolved("data is an uploaded file (`files/ID`), or a path that starts with `/` or `./`")
         if kind not in wanted.rows:
             needed = "` or `".join(wanted.rows)
-            raise Unresolved(f"its rows have `{kind}`, but {stage} needs rows with `{needed}`")
-        return given
+            raise Unresolved(f"its rows have `{kind}`, but {spec.stage.type} needs rows with `{needed}`")
+        if kind == "prompt" and (term := comparing(spec)) is not None:
+            place = self._store.inside(given.location) if given.kind == "file" else Path(given.location)
+            if (line := await _in_thread(line_without_answer, place)) is not None:
+                said = f"with which the reward's term `{term}` compares; give one in every row, or leave the term out"
+                raise Unresolved(f"line {line} has no `answer`, {said}")
+        return given, kind
 
-    async def _file(self, reference: str) -> tuple[Input, str]:
+    async def _file(self, reference: str) -> tuple[Input, RowKind]:
         id = reference.removeprefix("files/")
         try:
             async with self._database.reading() as session:
@@ -90,9 +138,9 @@ class Resolver:
         except files.NoSuchFile:
             raise Unresolved(f"there is no file {id!r}; upload it with POST /v1/files") from None
         given = Input(reference=reference, kind="file", location=row.path, sha256=row.sha256, rows=row.rows)
-        return given, row.kind
+        return given, cast(RowKind, row.kind)
 
-    def _data_path(self, reference: str) -> tuple[Input, str]:
+    def _data_path(self, reference: str) -> tuple[Input, RowKind]:
         path = self._allowed(reference)
         if not path.is_file():
             raise Unresolved("is not a file; data is one file of JSON lines")

@@ -2,6 +2,8 @@
 
 from urllib.parse import SplitResult, urlsplit
 
+import httpx
+
 from api.settings import Settings, is_loopback
 from worker.contract.problem import Problem
 from worker.contract.rewards import Reward, ServiceTerm
@@ -15,9 +17,16 @@ def unfit_services(spec: JobSpec, settings: Settings) -> list[Problem]:
     reward: Reward | None = getattr(spec.stage, "reward", None)
     found = []
     for number, term in enumerate(reward.terms if reward is not None else []):
-        if isinstance(term, ServiceTerm) and not allowed(term.service, settings):
+        if not isinstance(term, ServiceTerm):
+            continue
+        path = f"stage.reward.terms.{number}.service"
+        try:
+            httpx.URL(term.service)
+        except httpx.InvalidURL as error:  # what workers call it by is stricter than the spec
+            found.append(Problem(path, f"is no URL: {error}"))
+            continue
+        if not allowed(term.service, settings):
             named = ", ".join(settings.allowed_services) or "none"
-            path = f"stage.reward.terms.{number}.service"
             found.append(Problem(path, f"is not a service that workers may call; allowed (ALLOWED_SERVICES): {named}"))
     return found
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from worker.contract import adapters
-from worker.contract.architectures import POSITIONS
+from worker.contract.architectures import POSITIONS, UnknownArchitecture, architecture_of
 from worker.contract.manifest import tree_hash
+from worker.contract.parts import Lora
 
 
 class NotAModel(ValueError):
@@ -27,6 +28,10 @@ class Config(NamedTuple):
     task: Task | None
     base: str | None = None
     """Of an adapter: the hash of the model that it was trained on."""
+    lora: Lora | None = None
+    """Of an adapter that lies there: what it was trained with."""
+    layers: frozenset[str] | None = None
+    """The linear layers of a block, by the last parts of their names."""
 
 
 class Known(NamedTuple):
@@ -81,7 +86,16 @@ def told_by(config: Any) -> Config:
         task = "score"
     elif name.endswith(("ForCausalLM", "LMHeadModel")):
         task = "write"
-    return Config(positions_of(config), task)
+    return Config(positions_of(config), task, layers=layers_of(config))
+
+
+def layers_of(config: Any) -> frozenset[str] | None:
+    """The names of the linear layers in a block of a transformers configuration's model, where its family is known."""
+    try:
+        # None depends on the vocabulary.
+        return frozenset(layer.name for layer in architecture_of(config, vocabulary=256).linears)
+    except (UnknownArchitecture, AttributeError, TypeError, OverflowError):
+        return None
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -113,11 +127,16 @@ def inspect(path: Path) -> Config:
 
 
 def _adapter(path: Path) -> Config:
-    if read_config(path / adapters.CONFIG).get("task_type") != adapters.SCORES:
+    config = read_config(path / adapters.CONFIG)
+    if config.get("task_type") != adapters.SCORES:
         raise NotAModel("holds an adapter; give the merged model")
     if not (path / adapters.WEIGHTS).is_file():
         raise NotAModel(f"has no {adapters.WEIGHTS}; weights are never read from pickles")
-    return Config(None, "adapt", adapters.base_of(path))
+    try:
+        lora = adapters.adapter_of(config)
+    except UnknownArchitecture as error:
+        raise NotAModel(f"holds an adapter that is not taken here: {error}") from None
+    return Config(None, "adapt", adapters.base_of(path), lora)
 
 
 def _gguf_positions(path: Path) -> int | None:

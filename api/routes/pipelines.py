@@ -15,7 +15,6 @@ from api.views import Page, PipelineDryRun, PipelineView
 from worker.contract.check import InvalidSpec
 from worker.contract.order import Input
 from worker.contract.pipeline import PipelineSpec, parse_pipeline
-from worker.contract.problem import Problem
 
 router = APIRouter(prefix="/v1/pipelines", tags=["pipelines"])
 PipelineId = Annotated[str, Path(max_length=64, pattern=TEXT, examples=["pipe-k3v7qd2mzxna"])]
@@ -127,18 +126,9 @@ async def _checked(control: ControlPlane, document: Any) -> tuple[PipelineSpec, 
     """The spec, and by step what its references lead to; of all that is wrong in any step each with its path."""
     try:
         spec = parse_pipeline(document)
+        return spec, await control.resolver.resolve_steps(spec)
     except InvalidSpec as error:
         raise invalid(error.problems) from None
-    inputs: dict[str, dict[str, Input]] = {}
-    problems: list[Problem] = []
-    for name, step in spec.steps.items():
-        try:
-            inputs[name] = await control.resolver.resolve(step)
-        except InvalidSpec as error:
-            problems += [Problem(f"steps.{name}.{p.path}", p.message) for p in error.problems]
-    if problems:
-        raise invalid(problems)
-    return spec, inputs
 
 
 async def _want(control: ControlPlane, id: str, desired: Desired) -> PipelineView:

@@ -38,13 +38,23 @@ def test_a_service_must_lie_under_an_allowed_url(settings: Settings, url: str, m
     assert allowed(url, settings) is may
 
 
-def test_a_spec_with_another_service_is_refused_with_its_path_and_what_is_allowed(settings: Settings) -> None:
+def unfit(settings: Settings, service: str) -> str:
+    """What is wrong with the service of a spec's second term."""
     role = {"model": "models/sft"}
-    terms = [{"function": "length"}, {"service": "http://169.254.169.254/latest"}]
+    terms = [{"function": "length"}, {"service": service}]
     stage = {"type": "ppo", "actor": role, "critic": role, "reward": {"terms": terms}, "data": "files/x"}
     (problem,) = unfit_services(parse_spec({"stage": stage}), settings)
     assert problem.path == "stage.reward.terms.1.service"
-    assert "https://rewards.example/v1" in problem.message
+    return problem.message
+
+
+def test_a_spec_with_another_service_is_refused_with_its_path_and_what_is_allowed(settings: Settings) -> None:
+    assert "https://rewards.example/v1" in unfit(settings, "http://169.254.169.254/latest")
+
+
+@pytest.mark.parametrize("url", ["http://localhost/a\nb", "http://local\thost/", "http://127.0.0.1/\x7f"])
+def test_a_url_that_a_worker_could_not_call_is_refused(settings: Settings, url: str) -> None:
+    assert "is no URL" in unfit(settings, url)
 
 
 def test_a_setting_that_is_no_url_is_refused(tmp_path: Path) -> None:

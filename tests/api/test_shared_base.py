@@ -44,7 +44,8 @@ def ppo(prompts: str, *, begins: str = "models/base", term: str = ADAPTER, **sta
 async def test_an_adapter_of_the_actors_weights_is_taken_and_pinned(plane: Plane, tmp_path: Path, prompts: str) -> None:
     await register(plane, write_adapter(tmp_path / "a", await base(plane, tmp_path / "base")), kind="adapter")
     for critic in ("models/base", ADAPTER):
-        answer = await plane.http.post("/v1/jobs", json=ppo(prompts, begins=critic))
+        as_trained = {"model": critic, "lora": {"rank": 8, "alpha": 16.0}}
+        answer = await plane.http.post("/v1/jobs", json=ppo(prompts, critic=as_trained))
         assert answer.status_code == 201, answer.text
         assert answer.json()["inputs"]["stage.reward.terms.0.model"]["reference"] == ADAPTER
 
@@ -89,6 +90,29 @@ async def test_what_cannot_stand_on_one_base_is_refused_with_its_path(
 ) -> None:
     await register(plane, write_adapter(tmp_path / "a", await base(plane, tmp_path / "base")), kind="adapter")
     assert list(await refused(plane, ppo(prompts, **changes))) == [path]
+
+
+async def test_an_adapter_has_the_settings_of_the_critic_and_the_engine_of_the_actor(
+    plane: Plane, tmp_path: Path, prompts: str
+) -> None:
+    await register(plane, write_adapter(tmp_path / "a", await base(plane, tmp_path / "base")), kind="adapter")
+    found = await refused(plane, ppo(prompts, begins=ADAPTER))
+    assert found == {"stage.critic.lora": f"the adapter {ADAPTER} has rank 8 and alpha 16; write these"}
+    term = {"model": ADAPTER, "deepspeed": {"zero": 1}}
+    found = await refused(plane, ppo(prompts, reward={"terms": [{"function": "length"}, term]}))
+    assert list(found) == ["stage.reward.terms.1.deepspeed"]
+
+
+async def test_what_is_no_plain_adapter_is_refused_also_where_a_model_does_not_tell_what_it_is(
+    plane: Plane, settings: Settings, tmp_path: Path, prompts: str
+) -> None:
+    sha = await base(plane, tmp_path / "base")
+    dora = write_adapter(settings.allowed_paths[0] / "dora", sha, use_dora=True)
+    assert "use_dora" in (await refused(plane, ppo(prompts, term=str(dora))))["stage.reward.terms.0.model"]
+    good = write_adapter(settings.allowed_paths[0] / "good", sha)
+    silent = write_model(settings.allowed_paths[0] / "silent", positions=256)
+    found = await refused(plane, ppo(prompts, begins=str(silent), term=str(good)))
+    assert "is no adapter; give the actor's model" in found["stage.critic.model"]
 
 
 async def test_the_estimate_counts_the_base_once(plane: Plane, settings: Settings, tmp_path: Path) -> None:

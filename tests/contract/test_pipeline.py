@@ -136,6 +136,28 @@ def test_a_shared_base_takes_the_adapters_that_were_trained_on_it() -> None:
     assert list(other) == [term] and "must be the same model" in other[term]
 
 
+def test_a_critic_that_goes_on_from_an_adapter_has_its_settings() -> None:
+    lora, targets = "steps.ppo.stage.critic.lora", "steps.ppo.stage.critic.lora.targets"
+    rm = reward({"from": "sft.model"}, lora={"rank": 4, "alpha": 8.0, "targets": ["q_proj", "v_proj"]})
+    document = on_a_shared_base(rm, critic="rm.adapter")
+    assert wrong(document) == {lora: "the adapter rm.adapter has rank 4 and alpha 8; write these"}
+    critic = document["steps"]["ppo"]["stage"]["critic"]
+    critic["lora"] = {"rank": 4, "alpha": 8.0}
+    parse_pipeline(document)
+    critic["lora"]["targets"] = ["q_proj"]
+    assert wrong(document) == {targets: "the adapter rm.adapter is of q_proj, v_proj; write these"}
+    critic["lora"]["targets"] = ["v_proj", "q_proj"]
+    parse_pipeline(document)
+
+
+def test_a_term_on_a_shared_base_has_no_engine_of_its_own() -> None:
+    document = on_a_shared_base(reward({"from": "sft.model"}, lora={}))
+    [term] = document["steps"]["ppo"]["stage"]["reward"]["terms"]
+    term["deepspeed"] = {"precision": "fp32"}
+    [(path, message)] = wrong(document).items()
+    assert path == "steps.ppo.stage.reward.terms.0.deepspeed" and "leave it out" in message
+
+
 def test_an_adapter_is_a_reward_on_a_shared_base_alone() -> None:
     document = on_a_shared_base(reward({"from": "sft.model"}, lora={}))
     del document["steps"]["ppo"]["stage"]["share_base"]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from worker.contract.rows import BadRow, check_rows
+from worker.contract.rows import BadRow, check_rows, first_without_answer
 
 pytestmark = pytest.mark.quick
 
@@ -63,3 +63,11 @@ def test_a_role_that_no_template_knows_is_refused(role: str) -> None:
 def test_a_file_without_rows_is_refused() -> None:
     assert "has no rows" in refused([])
     assert "has no rows" in refused([b"\n", b"  \n"])
+
+
+def test_the_first_prompt_without_an_answer_is_found_by_its_line() -> None:
+    right = b'{"prompt": "2+2?", "answer": "4"}\n'
+    assert first_without_answer([b"\xef\xbb\xbf" + right, b"\n", right]) is None
+    assert first_without_answer([right, b"\n", b'{"prompt": "\\"answer\\": 4"}\n']) == 3
+    assert first_without_answer([right, b'{"prompt": "x", "answer": null}']) == 2
+    assert first_without_answer([b'{"prompt": "x", "answer": ""}']) is None

@@ -19,6 +19,11 @@ def sft(**fields: Any) -> dict[str, Any]:
     return {"stage": {**WHOLE["stage"], **fields}}
 
 
+def evaluation(**fields: Any) -> dict[str, Any]:
+    reward = {"terms": [{"function": "length"}]}
+    return {"stage": {"type": "evaluate", "model": "models/base", "data": "files/x", "reward": reward, **fields}}
+
+
 def problems(data: Any) -> dict[str, str]:
     with pytest.raises(InvalidSpec) as refused:
         parse_spec(data)
@@ -133,6 +138,11 @@ def test_a_field_that_is_wrong_does_not_hide_a_mix_that_is_wrong() -> None:
         ({**WHOLE, "metadata": {"k": 1}}, "metadata.k", "string"),
         (sft(model={"config": {"model_type": "gpt2", "x": math.inf}}), "stage.model.config.x", "finite"),
         (sft(lora={"targets": []}), "stage.lora.targets", "at least 1 item"),
+        # What a configuration leaves out is its family's default.
+        (sft(max_length=2049, model={"config": {"model_type": "llama"}}), "stage.max_length", "at most 2048"),
+        (sft(max_length=9, model={"config": {"model_type": "bloom", "seq_length": 8}}), "stage.max_length", "most 8"),
+        (evaluation(max_length=64, rollout={"max_new_tokens": 64}), "stage.rollout.max_new_tokens", "no room"),
+        (evaluation(rollout={"max_new_tokens": 4, "min_new_tokens": 5}), "stage.rollout.min_new_tokens", "at most"),
     ],
 )  # fmt: skip
 def test_an_impossible_spec_is_refused_with_its_path_and_what_would_be_right(change: Any, path: str, says: str) -> None:

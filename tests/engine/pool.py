@@ -40,7 +40,7 @@ class Pool:
                 raise TimeoutError("a rank did not come up within 300 s")
             end.recv()
 
-    def run(self, case: Callable[..., Any], *arguments: Any, timeout: float = 45) -> list[Any]:
+    def run(self, case: Callable[..., Any], *arguments: Any, timeout: float = 240) -> list[Any]:
         """What `case(rank, world, *arguments)` gives on each rank. Raises what a rank raised.
 
         Ranks that give no answer within `timeout` seconds (of which each prints where it is) are replaced.

@@ -30,6 +30,13 @@ def saved_model(rank: int, world: int, folder: str, config: dict[str, Any]) -> s
     return model_folder(Path(folder), config) if rank == 0 else ""
 
 
+def saved_reward_model(rank: int, world: int, folder: str, actor: str) -> str:
+    """A reward model on the weights of `actor`."""
+    from tests.rl.ppo_jobs import reward_folder
+
+    return str(reward_folder(Path(folder), Path(actor), positions=512))
+
+
 def parameters(rank: int, world: int, config: dict[str, Any]) -> tuple[int, int]:
     """Parameters by transformers itself, without their memory: of the model that writes, and of the one that scores."""
     import torch

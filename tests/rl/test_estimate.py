@@ -92,6 +92,33 @@ def test_a_ppo_of_two_adapted_models(one: Pool, tmp_path: Path) -> None:
     assert found.peak == pytest.approx(one.run(cases.peak_of_tensors, job, timeout=300)[0], rel=TOLERANCE)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_adapters_and_a_shared_reference_take_at_most_six_tenths_of_a_ppo_of_whole_models(
+    one: Pool, tmp_path: Path, precision: str
+) -> None:
+    """Against a full actor and critic, a reference and a reward model, with the same micro-batch."""
+    actor = tmp_path / "actor"
+    one.run(cases.saved_model, str(actor), LLAMA)
+    reward = one.run(cases.saved_reward_model, str(tmp_path / "reward"), str(actor))[0]
+    models = {"stage.actor.model": actor, "stage.critic.model": actor, "stage.reward.terms.0.model": Path(reward)}
+    peaks = {}
+    for name, lora in (("adapters", {"lora": {}}), ("whole", {})):
+        written = ppo_jobs.spec(
+            stage__actor={"model": str(actor), **lora},
+            stage__critic={"model": str(actor), **lora},
+            stage__reward={"terms": [{"model": reward}]},
+            stage__rollout={"prompts": 8, "slots": 4, "max_new_tokens": 16},
+            stage__ppo={"epochs": 1, "minibatches": 1},
+            stage__max_length=128,
+            stage__micro_batch=4,
+            deepspeed__precision=precision,
+        )
+        job = ppo_jobs.Job(tmp_path / name, written, [{"prompt": "a" * 90}] * 24, models=models)
+        peaks[name] = one.run(cases.peak_of_tensors, job, timeout=300)[0]
+    print(f"peak tensor bytes in {precision}, adapters / whole models: {peaks['adapters'] / peaks['whole']:.2f}")
+    assert peaks["adapters"] <= 0.6 * peaks["whole"]
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize(
     "changes",

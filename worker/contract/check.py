@@ -13,6 +13,7 @@ from worker.contract.mixes import mixes_of_evaluation, mixes_of_ppo, offload_wit
 from worker.contract.parts import Scratch
 from worker.contract.ppo import PpoStage
 from worker.contract.problem import Problem
+from worker.contract.scratch import mixes_of_scratch
 from worker.contract.spec import JobSpec
 from worker.contract.stages import PretrainStage, RehearseStage, RewardStage, SftStage, TrainStage
 from worker.contract.steps import needs, spelt_out
@@ -40,6 +41,8 @@ STAGES: dict[str, type[BaseModel]] = {
     "rehearse": RehearseStage,
 }
 _MUST_BE = "must be "
+# Deeper than any spec, shallower than any recursion limit.
+_MAX_DEPTH = 100
 _BRANCHES = ("Scratch", "str", "float", "int", "constrained-str", "constrained-float")
 
 
@@ -95,16 +98,22 @@ def _one_a_path(problems: list[Problem]) -> list[Problem]:
 
 
 def _not_finite(data: Any) -> list[Problem]:
-    """The NaN and infinite numbers anywhere in plain data, also where a spec takes any value."""
-    found, left = [], [("", data)]
+    """The NaN and infinite numbers anywhere in plain data, also where a spec takes any value.
+
+    Raises InvalidSpec for what is nested too deeply to be looked into any further.
+    """
+    found, left = [], [("", data, 0)]
     while left:
-        path, value = left.pop()
+        path, value, depth = left.pop()
+        if depth > _MAX_DEPTH:
+            raise InvalidSpec([Problem(path.removeprefix(".")[:200], f"is nested deeper than {_MAX_DEPTH}")])
         if isinstance(value, float) and not math.isfinite(value):
-            found.append(Problem(path.removeprefix("."), f"must be a finite number; got {value}"))
+            where = path.removeprefix(".") or "(the whole)"
+            found.append(Problem(where, f"must be a finite number; got {value}"))
         elif isinstance(value, dict):
-            left += [(f"{path}.{key}", inner) for key, inner in value.items()]
+            left += [(f"{path}.{key}", inner, depth + 1) for key, inner in value.items()]
         elif isinstance(value, list):
-            left += [(f"{path}.{index}", inner) for index, inner in enumerate(value)]
+            left += [(f"{path}.{index}", inner, depth + 1) for index, inner in enumerate(value)]
     return found
 
 
@@ -148,26 +157,10 @@ def _train(stage: TrainStage, spec: JobSpec) -> list[Problem]:
         share = stage.batch // spec.ranks
         wrong("stage.micro_batch", f"must divide a rank's share of the batch, {share} rows; got {stage.micro_batch}")
     if isinstance(stage.model, Scratch):
-        found += _scratch(stage.model, stage.max_length)
+        found += mixes_of_scratch(stage.model, stage.max_length)
         if stage.lora is not None:
             wrong("stage.lora", "a model from scratch has no weights worth freezing; leave `lora` out")
     return found + warmup_past_the_end(stage.optimizer, stage.steps, "stage.optimizer")
-
-
-def _scratch(model: Scratch, max_length: int) -> list[Problem]:
-    found = []
-    config = model.config
-    if not isinstance(config.get("model_type"), str):
-        found.append(Problem("stage.model.config.model_type", "name the architecture, such as llama or gpt2"))
-    if "vocab_size" in config:
-        found.append(Problem("stage.model.config.vocab_size", "comes from the tokenizer; leave it out"))
-    for field in ("auto_map", "_name_or_path", "quantization_config"):
-        if field in config:
-            found.append(Problem(f"stage.model.config.{field}", "is not taken here; leave it out"))
-    positions = config.get("max_position_embeddings", config.get("n_positions"))
-    if isinstance(positions, int) and max_length > positions:
-        found.append(Problem("stage.max_length", f"the model has {positions} positions; write at most {positions}"))
-    return found
 
 
 def problem(detail: ErrorDetails, model: type[BaseModel]) -> Problem:
@@ -178,7 +171,9 @@ def problem(detail: ErrorDetails, model: type[BaseModel]) -> Problem:
     if kind == "extra_forbidden" and (field := DECIDED_BY_SPEC.get(path.removeprefix("deepspeed.config."))):
         return Problem(path, f"is decided by {field}; write it there")
     if kind == "extra_forbidden":
-        known = _fields_at(model, parts[:-1])
+        known = _fields_at(model, parts[:-1], detail["loc"][1:2])
+        if parts[-1] in known:  # of another kind of term; this one's kind is named last but one
+            return Problem(path, f"is no field of `{detail['loc'][-2]}`; leave it out")
         near = difflib.get_close_matches(parts[-1], known, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(known))}"
         return Problem(path, f"unknown field; {hint}")
@@ -194,9 +189,14 @@ def problem(detail: ErrorDetails, model: type[BaseModel]) -> Problem:
         return Problem(path, "must be an object")
     message = message.removeprefix("Value error, ").replace("Input should be", "must be")
     message = message.replace("a valid ", "a ").replace("a integer", "a whole number")
-    given = detail.get("input")
-    shown = f"; got {given!r}" if isinstance(given, str | int | float | bool) and len(repr(given)) <= 80 else ""
-    return Problem(path, message[0].lower() + message[1:] + shown)
+    return Problem(path, message[0].lower() + message[1:] + _shown(detail.get("input")))
+
+
+def _shown(given: Any) -> str:
+    """What was given, where that is short; Python writes no number of thousands of digits."""
+    if not isinstance(given, str | int | float | bool) or (isinstance(given, int) and given.bit_length() > 256):
+        return ""
+    return f"; got {given!r}" if len(repr(given)) <= 80 else ""
 
 
 def _written(location: tuple[int | str, ...]) -> list[int | str]:
@@ -211,12 +211,12 @@ def _written(location: tuple[int | str, ...]) -> list[int | str]:
     return parts
 
 
-def _fields_at(model: type[BaseModel], parts: list[str]) -> list[str]:
-    """The field names of the model that the path `parts` leads to."""
+def _fields_at(model: type[BaseModel], parts: list[str], tag: tuple[int | str, ...]) -> list[str]:
+    """The field names of the model that the path `parts` leads to; in a stage, of that which the tag names."""
     here: list[type[BaseModel]] = [model]
     for part in parts:
         if part == "stage":
-            here = list(STAGES.values())
+            here = [stage for name, stage in STAGES.items() if name in tag]
             continue
         if part.isdigit():
             continue

@@ -2,9 +2,10 @@
 
 from worker.contract.evaluation import EvaluateStage
 from worker.contract.parts import DeepSpeed, Optimizer
-from worker.contract.ppo import PpoStage
+from worker.contract.ppo import PpoStage, Rollout
 from worker.contract.problem import Problem
 from worker.contract.rewards import ModelTerm, Reward
+from worker.contract.shared import of_a_shared_base
 from worker.contract.spec import JobSpec
 
 
@@ -26,10 +27,6 @@ def warmup_past_the_end(optimizer: Optimizer, steps: int | None, path: str) -> l
 def mixes_of_ppo(stage: PpoStage, spec: JobSpec) -> list[Problem]:
     """What is wrong between the fields of a PPO."""
     found = _rows(stage, spec) + _rewards(stage.reward)
-
-    def wrong(path: str, message: str) -> None:
-        found.append(Problem(path, message))
-
     for name, role in (("actor", stage.actor), ("critic", stage.critic), ("reference", stage.reference)):
         if role.deepspeed is not None:
             found += offload_without_zero(role.deepspeed, f"stage.{name}.deepspeed")
@@ -37,38 +34,11 @@ def mixes_of_ppo(stage: PpoStage, spec: JobSpec) -> list[Problem]:
         if optimizer is not None:
             found += warmup_past_the_end(optimizer, stage.steps, f"stage.{name}.optimizer")
     found += warmup_past_the_end(stage.optimizer, stage.steps, "stage.optimizer")
-    if stage.rollout.max_new_tokens >= stage.max_length:
-        wrong("stage.rollout.max_new_tokens", f"leaves no room for a prompt in stage.max_length, {stage.max_length}")
-    if stage.rollout.min_new_tokens > stage.rollout.max_new_tokens:
-        wrong("stage.rollout.min_new_tokens", "must be at most stage.rollout.max_new_tokens")
+    found += _answers(stage.rollout, stage.max_length)
     if (stage.ppo.ptx > 0) != (stage.data.ptx is not None):
-        wrong("stage.data.ptx", "give both `data.ptx` (rows of dialogues) and `ppo.ptx` (their weight), or neither")
-    return found + (_of_a_shared_base(stage, spec) if stage.share_base else [])
-
-
-def _of_a_shared_base(stage: PpoStage, spec: JobSpec) -> list[Problem]:
-    """Roles that are to be adapters on one base, which is whole on each rank and has one precision."""
-    found = []
-    for name, role in (("actor", stage.actor), ("critic", stage.critic)):
-        if role.lora is None:
-            found.append(Problem(f"stage.{name}.lora", "is needed with share_base; write `lora: {}` or its settings"))
-    settings = {"deepspeed": spec.deepspeed}
-    settings |= {
-        f"stage.{name}.deepspeed": role.deepspeed
-        for name, role in (("actor", stage.actor), ("critic", stage.critic))
-        if role.deepspeed is not None
-    }
-    if stage.actor.deepspeed is not None and stage.critic.deepspeed is not None:
-        del settings["deepspeed"]  # nobody's
-    for path, setting in settings.items():
-        if setting.zero == 3:
-            said = "shards the base, which share_base keeps whole on each rank; write 0, 1 or 2"
-            found.append(Problem(f"{path}.zero", said))
-    actors = (stage.actor.deepspeed or spec.deepspeed).precision
-    if (critics := (stage.critic.deepspeed or spec.deepspeed).precision) != actors:
-        said = f"with share_base the base has one precision; the actor's is {actors}, not {critics}"
-        found.append(Problem("stage.critic.deepspeed.precision", said))
-    return found
+        said = "give both `data.ptx` (rows of dialogues) and `ppo.ptx` (their weight), or neither"
+        found.append(Problem("stage.data.ptx", said))
+    return found + (of_a_shared_base(stage, spec) if stage.share_base else [])
 
 
 def _rows(stage: PpoStage, spec: JobSpec) -> list[Problem]:
@@ -89,6 +59,17 @@ def _rows(stage: PpoStage, spec: JobSpec) -> list[Problem]:
     return []
 
 
+def _answers(rollout: Rollout, max_length: int) -> list[Problem]:
+    """Answers that fill a row, or that must be longer than they may be."""
+    found = []
+    if rollout.max_new_tokens >= max_length:
+        said = f"leaves no room for a prompt in stage.max_length, {max_length}"
+        found.append(Problem("stage.rollout.max_new_tokens", said))
+    if rollout.min_new_tokens > rollout.max_new_tokens:
+        found.append(Problem("stage.rollout.min_new_tokens", "must be at most stage.rollout.max_new_tokens"))
+    return found
+
+
 def _rewards(reward: Reward) -> list[Problem]:
     found, titles = [], set()
     for number, term in enumerate(reward.terms):
@@ -103,7 +84,9 @@ def _rewards(reward: Reward) -> list[Problem]:
 
 def mixes_of_evaluation(stage: EvaluateStage) -> list[Problem]:
     """What is wrong between the fields of an evaluation."""
-    found = _rewards(stage.reward) if stage.reward is not None else []
+    found = []
+    if stage.reward is not None:  # else no answers are sampled
+        found += _rewards(stage.reward) + _answers(stage.rollout, stage.max_length)
     if stage.against is not None and stage.reward is None:
         found.append(Problem("stage.reward", "is needed to tell which of two answers wins"))
     return found

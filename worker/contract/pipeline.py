@@ -11,6 +11,7 @@ from worker.contract.check import InvalidSpec, parse_spec, problem
 from worker.contract.ppo import PpoStage
 from worker.contract.problem import Problem
 from worker.contract.references import Wanted, references
+from worker.contract.shared import unfit_adapter
 from worker.contract.spec import JobSpec, Metadata
 from worker.contract.steps import PREFIX, SAID, fits, need_of, needs, outputs
 from worker.contract.values import Name, Strict
@@ -75,6 +76,9 @@ def parse_pipeline(data: Any) -> PipelineSpec:
                 continue
             if wrong := _wrong(name, wanted, outline.steps, steps) or _other_base(spec, wanted, steps):
                 problems.append(Problem(f"steps.{name}.{wanted.path}", wrong))
+            else:
+                found = _unfit_adapter(spec, wanted, steps)
+                problems += [Problem(f"steps.{name}.{p.path}", p.message) for p in found]
     pipeline = PipelineSpec.model_construct(name=outline.name, metadata=outline.metadata, steps=steps)
     problems += [*_circle(steps), *_names(pipeline)]
     if problems:
@@ -95,7 +99,7 @@ def _wrong(name: str, wanted: Wanted, known: Mapping[str, Any], steps: Mapping[s
         return "no step hands over rows; give an uploaded file (`files/ID`) or a path"
     need = need_of(wanted)
     if not need.output:
-        return f"write STEP.OUTPUT, such as {need.step}.model"
+        return f"write STEP.OUTPUT, such as {need.step or 'sft'}.model"
     if need.step == name:
         return "a step cannot take what it hands over itself"
     if need.step not in known:
@@ -135,6 +139,15 @@ def _other_base(spec: JobSpec, wanted: Wanted, steps: Mapping[str, JobSpec]) -> 
     if base == actor or not any(isinstance(name, str) and name.startswith(PREFIX) for name in (base, actor)):
         return None
     return f"`{need.step}` adapts {base}, and the actor is {actor}; on a shared base they must be the same model"
+
+
+def _unfit_adapter(spec: JobSpec, wanted: Wanted, steps: Mapping[str, JobSpec]) -> list[Problem]:
+    """What speaks against the adapter that another step would hand over to a PPO on a shared base."""
+    need = need_of(wanted)
+    if need.output != "adapter" or not isinstance(spec.stage, PpoStage) or need.step not in steps:
+        return []
+    lora = getattr(steps[need.step].stage, "lora", None)
+    return unfit_adapter(spec.stage, wanted.path, f"{need.step}.{need.output}", lora)
 
 
 def _edges(steps: Mapping[str, JobSpec]) -> dict[str, list[str]]:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Annotated, Any, Literal
 
@@ -37,7 +37,19 @@ def _relative(path: str) -> str:
 StorePath = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_relative)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Step = Annotated[int, Field(ge=0, le=2**53)]
+# What a database's largest whole numbers hold.
+Bytes = Annotated[int, Field(ge=0, le=2**63 - 1)]
+_INT4 = 2**31
 
+
+def _in_utc(at: datetime) -> datetime:
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must be a time whose year in UTC is between 1 and 9999") from None
+
+
+At = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 
 # A NUL, and half of a surrogate pair: databases and encodings refuse them, and programs' last words hold anything.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -78,7 +90,7 @@ class Metric(Message):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(/[a-z0-9_.-]+)*$", max_length=64)]
     step: Step
     value: float
-    at: AwareDatetime
+    at: At
 
 
 class Event(Message):
@@ -87,7 +99,7 @@ class Event(Message):
     type: Annotated[str, Field(pattern=r"^[A-Z][A-Za-z0-9]*$", max_length=64)]
     message: Words
     level: Level = "info"
-    at: AwareDatetime
+    at: At
     step: Step | None = None
 
 
@@ -100,9 +112,9 @@ class Checkpoint(Message):
     step: Step
     part: Step = 0
     path: StorePath
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: Bytes
     sha256: Sha256
-    at: AwareDatetime
+    at: At
 
 
 class Sample(Message):
@@ -119,13 +131,13 @@ class Sample(Message):
     terms: Annotated[dict[TermName, float], Field(max_length=16)] = Field(default={}, description="before weights")
     reward: float = Field(description="the weighted sum")
     ended: bool = Field(description="by itself, and not at the limit")
-    at: AwareDatetime
+    at: At
 
 
 class Report(Message):
     """What a worker says every few seconds, also when it has nothing to say."""
 
-    version: int = VERSION
+    version: Annotated[int, Field(ge=0, lt=_INT4)] = VERSION
     seq: Annotated[int, Field(ge=1, le=2**53)]
     activity: Activity
     progress: Progress = Progress()
@@ -149,7 +161,7 @@ class Output(Message):
 
     kind: Literal["model", "adapter", "critic", "ema"]
     path: StorePath
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: Bytes
     sha256: Sha256
 
 
@@ -165,9 +177,9 @@ class Finish(Message):
 class Termination(Finish):
     """The termination message (`exit.json` on one machine): a Finish, and what could not be delivered."""
 
-    exit_code: int
+    exit_code: Annotated[int, Field(ge=-_INT4, lt=_INT4)]
     step: Step | None = None
-    undelivered: Annotated[int, Field(ge=0)] = 0
+    undelivered: Step = 0
 
 
 def finite(values: dict[str, Any]) -> dict[str, float]:

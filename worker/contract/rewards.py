@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
 from worker.contract.parts import DeepSpeed
 from worker.contract.values import Duration, PositiveInt, Reference, Strict
@@ -112,6 +112,22 @@ class ServiceTerm(Term):
         return "service"
 
 
+def _an_object(value: Any) -> Any:
+    """Refuses what is no object with the one that may have been meant."""
+    if isinstance(value, dict | Term):
+        return value
+    meant = "{function: length}"
+    if isinstance(value, str) and value in FUNCTIONS:
+        meant = f"{{function: {value}}}"
+    elif isinstance(value, str) and value.startswith(("http://", "https://")):
+        meant = "{service: URL}"
+    elif isinstance(value, str) and value.startswith("steps/"):  # as `{from: STEP.OUTPUT}` is spelt out
+        meant = f"{{model: {{from: {value.removeprefix('steps/')}}}}}"
+    elif isinstance(value, str) and "/" in value:
+        meant = f"{{model: {value}}}"
+    raise ValueError(f"must be an object, such as `{meant[:200]}`")
+
+
 def _kind_of(value: Any) -> str | None:
     fields = value if isinstance(value, dict) else vars(value)
     if isinstance(function := fields.get("function"), str):
@@ -131,6 +147,7 @@ RewardTerm = Annotated[
         custom_error_type="reward_term",
         custom_error_message=f"give one of `model`, `service` and `function` ({', '.join(FUNCTIONS)})",
     ),
+    BeforeValidator(_an_object),
 ]
 
 

@@ -193,6 +193,15 @@ def check_rows(lines: Iterable[bytes]) -> Summary:
     return checker.summary()
 
 
+def first_without_answer(lines: Iterable[bytes]) -> int | None:
+    """The first of checked lines of prompts that has no `answer`; they count from 1."""
+    for number, raw in enumerate(lines, start=1):
+        line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+        if line.strip() and json.loads(line).get("answer") is None:
+            return number
+    return None
+
+
 def _kind(value: dict[str, Any]) -> RowKind | None:
     return next((kind for kind in ROWS if kind in value), None)
 

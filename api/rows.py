@@ -1,0 +1,72 @@
+"""Whether rows will do for what a spec makes of them, where that takes more than their kind."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from api.weights import Config
+from worker.contract.evaluation import EvaluateStage
+from worker.contract.order import Input
+from worker.contract.problem import Problem
+from worker.contract.rewards import ExactMatchTerm, Reward
+from worker.contract.rows import RowKind, first_without_answer
+from worker.contract.spec import JobSpec
+from worker.contract.stages import PretrainStage
+
+_NEEDED: dict[RowKind, tuple[str, str]] = {
+    "text": ("write", "a language model"),
+    "messages": ("write", "a language model"),
+    "prompt": ("write", "a language model"),
+    "chosen": ("score", "a reward model (of the stage `reward`)"),
+    "answers": ("score", "a reward model (of the stage `reward`)"),
+}
+_SAID = {"write": "a language model", "score": "a reward model"}
+
+
+def unfit_rows(
+    spec: JobSpec, inputs: Mapping[str, Input], rows: Mapping[str, RowKind], models: Mapping[str, Config]
+) -> list[Problem]:
+    """What speaks against the rows that a spec refers to; all three by their paths in it, as far as they are known."""
+    return [*_evaluated(spec, rows.get("stage.data.test"), models.get("stage.model")), *_parted(spec, inputs)]
+
+
+def _evaluated(spec: JobSpec, kind: RowKind | None, model: Config | None) -> list[Problem]:
+    """Rows that are not what a model can be evaluated on, or that lack or leave over what is said of them."""
+    stage = spec.stage
+    if not isinstance(stage, EvaluateStage) or kind is None:
+        return []
+    found = []
+    if kind == "prompt" and stage.reward is None:
+        said = "is needed for rows with `prompt`: what an answer is worth, such as {terms: [{function: sentiment}]}"
+        found.append(Problem("stage.reward", said))
+    for name, given in (("against", stage.against), ("reward", stage.reward)):
+        if kind != "prompt" and given is not None:
+            said = f"is for rows with `prompt`, and those of stage.data.test have `{kind}`; leave it out"
+            found.append(Problem(f"stage.{name}", said))
+    task, called = _NEEDED[kind]
+    if model is not None and model.task in _SAID and model.task != task:
+        said = f"is {_SAID[model.task]}; the rows have `{kind}`, which are for {called}"
+        found.append(Problem("stage.model", said))
+    return found
+
+
+def _parted(spec: JobSpec, inputs: Mapping[str, Input]) -> list[Problem]:
+    """One row that is to be parted in two. Of a long text several are made."""
+    if spec.evaluate is None or spec.evaluate.held_out is None or isinstance(spec.stage, PretrainStage):
+        return []
+    for path in ("stage.data.train", "stage.data.prompts"):
+        if (given := inputs.get(path)) is not None and given.rows == 1:
+            said = f"{path} has one row, which cannot be parted into rows to train on and rows to hold out"
+            return [Problem("evaluate.held_out", said)]
+    return []
+
+
+def comparing(spec: JobSpec) -> str | None:
+    """The reward's first term that compares with a row's `answer`, by its name."""
+    reward: Reward | None = getattr(spec.stage, "reward", None)
+    return next((t.title for t in reward.terms if isinstance(t, ExactMatchTerm)), None) if reward is not None else None
+
+
+def line_without_answer(path: Path) -> int | None:
+    """The first line of a file of prompts, checked before, that has no `answer`. Raises OSError."""
+    with path.open("rb") as lines:
+        return first_without_answer(lines)
