@@ -20,10 +20,10 @@ from worker.contract import manifest
 
 
 def walk(*, after: str | None = None, steps: int = 30, seed: int = 1) -> dict[str, Any]:
-    """A step of about three seconds, saved every 4 steps of its own."""
+    """A step of about three seconds, saved every 4 steps of its own; killed before it saves, it is tried all the same."""
     begins = {"model": {"from": f"{after}.model"}} if after else {}
     stage = {"type": "rehearse", "output": True, "steps": steps, "seconds_per_step": 0.1, "seed": seed, **begins}
-    return {"stage": stage, "checkpoint": {"every_steps": 4, "grace": "20s"}}
+    return {"stage": stage, "checkpoint": {"every_steps": 4, "grace": "20s"}, "retry": {"max_attempts": 100}}
 
 
 WALKS = {
@@ -85,12 +85,12 @@ def check_whole(plane: ControlPlane, pipeline: Pipeline) -> None:
         events = plane.client.jobs.events(step.id)
         assert [event.number for event in events] == list(range(1, len(events) + 1))
         assert [event.type for event in events].count("Succeeded") == 1
-        assert [model.version for model in step.models] == [1]
+        assert step.models and {model.version for model in step.models} == {1}
         inputs = plane.client.jobs.get(step.id).inputs
         for need in step.needs:
             given = plane.client.models.get(pipeline.step(need.step).models[0].id)
             assert inputs[need.path]["sha256"] == given.sha256
-    assert len(list(plane.client.models.all())) == len(pipeline.steps)
+    assert len(list(plane.client.models.all())) == sum(len(step.models) for step in pipeline.steps)
 
 
 def at_the_border(plane: ControlPlane, id: str, step: str) -> Callable[[], bool]:
@@ -171,48 +171,104 @@ def test_a_worker_killed_in_each_step_ends_in_the_same_models(
     assert hashes(mortal, pipeline) == unbroken
 
 
+DATA = Path(__file__).parents[2] / "examples/data"
 TINY = {
     "config": {
         "model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": True,
+        "num_attention_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": True,
     }
 }  # fmt: skip
 
 
-def real(dialogues: Path) -> dict[str, Any]:
-    """sft, then a longer sft on what that made, in fp32."""
-    common = {"type": "sft", "data": str(dialogues), "batch": 4, "max_length": 256, "optimizer": {"lr": 1e-2}}
-    rest = {"deepspeed": {"precision": "fp32"}, "resources": {"cpu": "1"}, "checkpoint": {"every_steps": 2}}
+def step(type: str, **stage: Any) -> dict[str, Any]:
+    """A step that trains real models, saved at each step of its own."""
+    common = {"max_length": 128, "optimizer": {"lr": 1e-2, "warmup": 0}}
+    rest = {"deepspeed": {"precision": "fp32"}, "resources": {"cpu": "1"}, "checkpoint": {"every_steps": 1}}
+    return {"stage": {"type": type, **common, **stage}, **rest}
+
+
+LORA = {"rank": 4, "dropout": 0.1}
+REAL = {
+    "name": "real",
+    "steps": {
+        "ppo": step(
+            "ppo",
+            actor={"model": {"from": "base.model"}, "lora": LORA},
+            critic={"model": {"from": "scores.model"}, "lora": LORA},
+            reward={"terms": [{"model": {"from": "scores.model"}}], "scale": "running"},
+            data=str(DATA / "prompts.jsonl"),
+            rollout={"prompts": 8, "slots": 8, "max_new_tokens": 8},
+            ppo={"minibatches": 2, "ema": 0.5, "kl": {"coef": 0.1, "target": 0.05, "horizon": 50.0}},
+            steps=4,
+        ),
+        "scores": step("reward", model={"from": "base.model"}, data=str(DATA / "comparisons.jsonl"), batch=6, steps=6),
+        "base": step("sft", model=TINY, data=str(DATA / "tiny.jsonl"), batch=8, steps=6),
+    },
+}
+
+
+def kill_amid(plane: ControlPlane, job: str) -> None:
+    """Kills all processes of a job's attempt once it has saved something."""
+    wait_until(lambda: any(plane.data.glob(f"**/{job}/a1/checkpoints/step-*")), seconds=240, what=f"a save of {job}")
+    for pid in plane.attempt_pids(job):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def trained(found: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Of all that was handed over, the weights and tokenizers."""
     return {
-        "name": "real",
-        "steps": {
-            "more": {"stage": {**common, "model": {"from": "first.model"}, "steps": 6}, **rest},
-            "first": {"stage": {**common, "model": TINY, "steps": 4}, **rest},
-        },
+        title: {name: sha for name, sha in files.items() if name.endswith(".safetensors") or "token" in name}
+        for title, files in found.items()
     }
 
 
-def test_real_models_are_the_same_whether_or_not_a_pipeline_was_killed(tmp_path: Path, dialogues: Path) -> None:
-    found = []
-    for broken in (False, True):
-        with control_plane(tmp_path / str(broken), BACK_OFF="0.3", ALLOWED_PATHS=str(dialogues.parent)) as plane:
-            made = plane.client.pipelines.create(real(dialogues))
-            if broken:
-                wait_until(at_the_border(plane, made.id, "first"), seconds=240, what="the end of the first step")
-                plane.kill()
-                plane.start()
+def came_from(lineage: dict[str, Any]) -> dict[str, Any]:
+    """A model's lineage, and that of all before it: what it was made of and how, apart from which attempt did it."""
+    every = {"it": lineage} | {one["name"]: one["lineage"] for one in lineage["ancestors"].values()}
+    return {
+        name: {
+            "made by": (made["stage"], made["step"], made["spec_sha256"]),
+            "data": made["data"],
+            "parents": {path: parent["reference"] for path, parent in made["parents"].items()},
+        }
+        for name, made in every.items()
+    }
 
-                def saved(plane: ControlPlane = plane, job: str = made.step("more").id) -> bool:
-                    return bool(plane.client.jobs.checkpoints(job))
 
-                wait_until(saved, seconds=240, what="a checkpoint of the second step")
-                for pid in plane.attempt_pids(made.step("more").id):
-                    os.kill(pid, signal.SIGKILL)
-            pipeline = ended(plane, made.id, seconds=400)
+def test_sft_reward_and_ppo_make_the_same_models_whether_or_not_they_and_the_control_plane_are_killed(
+    tmp_path: Path,
+) -> None:
+    names, settings = ("base", "scores", "ppo"), {"BACK_OFF": "0.3", "ALLOWED_PATHS": str(DATA)}
+    with (
+        control_plane(tmp_path / "whole", **settings) as whole,
+        control_plane(tmp_path / "broken", **settings) as broken,
+    ):
+        planes = (whole, broken)
+        ids = [plane.client.pipelines.create(REAL).id for plane in planes]
+        for name in names:
+            kill_amid(broken, broken.client.pipelines.get(ids[1]).step(name).id)
+            if name != names[-1]:
+                wait_until(at_the_border(broken, ids[1], name), seconds=240, what=f"the end of {name}")
+                broken.kill()
+                broken.start()
+        pipelines = [ended(plane, id, seconds=400) for plane, id in zip(planes, ids, strict=True)]
+        for plane, pipeline in zip(planes, pipelines, strict=True):
             check_whole(plane, pipeline)
-            found.append(hashes(plane, pipeline))
-            lineage = plane.client.models.lineage("real-more")
-            (parent,) = lineage["ancestors"].values()
-            assert parent["lineage"]["data"] == lineage["data"] == {"stage.data.train": manifest.file_sha256(dialogues)}
-    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(found[0]["more.model"])
-    assert found[0] == found[1]
+        made = [trained(hashes(plane, pipeline)) for plane, pipeline in zip(planes, pipelines, strict=True)]
+        lineages = [came_from(plane.client.models.lineage("real-ppo")) for plane in planes]
+    assert [[pipeline.step(name).attempt for name in names] for pipeline in pipelines] == [[1, 1, 1], [2, 2, 2]]
+    assert made[0].keys() == {"base.model", "scores.model", "ppo.model", "ppo.adapter", "ppo.ema", "ppo.critic"}
+    assert all(any(name.endswith(".safetensors") for name in files) for files in made[0].values())
+    assert all("tokenizer.json" in files for files in made[0].values())
+    assert made[0] == made[1]
+    assert lineages[0] == lineages[1]
+    assert lineages[0]["it"]["parents"] == {
+        "stage.actor.model": "models/real-base@1",
+        "stage.critic.model": "models/real-scores@1",
+        "stage.reward.terms.0.model": "models/real-scores@1",
+    }
+    assert lineages[0]["real-scores"]["parents"] == {"stage.model": "models/real-base@1"}
+    assert lineages[0]["real-base"]["data"] == {"stage.data.train": manifest.file_sha256(DATA / "tiny.jsonl")}

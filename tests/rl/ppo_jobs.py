@@ -84,6 +84,12 @@ def spec(**changes: Any) -> dict[str, Any]:
     return jobs.changed(made, changes)
 
 
+def deepspeed(zero: int, **more: Any) -> dict[str, Any]:
+    """At a ZeRO stage in fp32. At 3 even most weights of a tiny model lie in shards, which by default none does."""
+    config = {"zero_optimization": {"stage3_param_persistence_threshold": 100}}
+    return {"zero": zero, "precision": "fp32"} | ({"config": config} if zero == 3 else {}) | more
+
+
 @dataclass
 class Job:
     """A PPO in a store."""

@@ -200,6 +200,15 @@ def test_a_reward_model_that_gives_nan_ends_the_job_before_anything_is_learnt(on
     assert ended.curve("ppo/reward") == {}
 
 
+def test_memory_that_does_not_suffice_for_an_update_is_found_out_before_anything_is_sampled(
+    one: Pool, tmp_path: Path
+) -> None:
+    ended: Ended = one.run(ppo_cases.with_a_fault, ppo_jobs.ppo(tmp_path), "little memory")[0]
+    assert ended.outcome == "OutOfMemory", ended.message
+    assert "micro-batch of 1 rows x" in ended.message
+    assert "generating" not in [m.get("activity") for m in ended.said]
+
+
 LEARNS: dict[str, Any] = {
     "stage__reward": {"terms": [{"function": "regex", "pattern": "[aeiou]"}, {"function": "length", "weight": -0.5}]},
     "stage__rollout": {"prompts": 64, "slots": 32, "max_new_tokens": 12},

@@ -1,6 +1,7 @@
 """A PPO stopped or killed anywhere goes on as if nothing had been: curves and models equal to the last digit."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,46 @@ def test_two_ranks_resume_to_the_last_digit(two: Pool, tmp_path: Path) -> None:
     plans = [Plan(stop_at=20, only_rank=1), Plan(stop_at=60)]
     broken, _ = lived_through(two, job(tmp_path / "broken", **changes), plans)
     assert broken == whole
+
+
+SHORT: dict[str, Any] = {
+    "stage__steps": 2,
+    "stage__rollout": {"prompts": 4, "slots": 2, "max_new_tokens": 4, "sharded": "always"},
+    "stage__ppo": {"minibatches": 2, "ema": 0.9},
+    "evaluate": None,
+}
+
+
+def updates_done(lives: list[Ended], answers: int) -> int:
+    """How many of an iteration's updates were done when a rank, which sampled so many answers, was first stopped."""
+    first = next(m["checkpoint"] for life in lives for m in life.said if m["kind"] == "checkpoint")
+    return int(first["part"]) - answers - 1
+
+
+def test_two_ranks_whose_weights_lie_in_shards_sample_on_them_and_resume_to_the_last_digit(
+    two: Pool, tmp_path: Path
+) -> None:
+    changes = SHORT | {"resources": {"per_node": 2}, "deepspeed": ppo_jobs.deepspeed(3), "stage__steps": 1}
+    for name in ("whole", "broken"):  # each layer is gathered for every token
+        ppo_jobs.actor_folder(tmp_path / name / "actor", layers=1)
+    whole, _ = lived_through(two, job(tmp_path / "whole", **changes), [])
+    broken, lives = lived_through(two, job(tmp_path / "broken", **changes), [Plan(stop_at=6)])
+    assert broken == whole and updates_done(lives, 2) == 1
+
+
+def test_adapters_in_bf16_that_learn_from_dialogues_too_resume_to_the_last_digit(one: Pool, tmp_path: Path) -> None:
+    lora = {"rank": 4, "dropout": 0.1}
+    changes: dict[str, Any] = {"stage__actor__lora": lora, "stage__critic__lora": lora}
+    changes |= {"stage__ppo": SHORT["stage__ppo"] | {"ptx": 2.0}}
+    changes |= {"deepspeed": {"precision": "bf16"}, "stage__data": {"prompts": "files/prompts", "ptx": "files/ptx"}}
+
+    def made(store: Path) -> ppo_jobs.Job:
+        return replace(job(store, **SHORT | changes), dialogues=jobs.dialogues(7, seed=3))
+
+    whole, _ = lived_through(one, made(tmp_path / "whole"), [])
+    broken, lives = lived_through(one, made(tmp_path / "broken"), [Plan(stop_at=20)])
+    assert broken == whole and updates_done(lives, 4) == 1
+    assert "adapter" in whole["weights"]
 
 
 @pytest.mark.soak

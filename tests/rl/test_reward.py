@@ -16,6 +16,7 @@ from tests.engine.jobs import Ended, Job, Plan
 from tests.engine.pool import Pool
 from tests.rl import reward_cases
 from tests.rl.comparisons import pairs, read
+from tests.rl.ppo_jobs import deepspeed
 
 GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256}
 LORA = {"rank": 4, "alpha": 8.0}
@@ -76,7 +77,8 @@ def test_two_ranks_give_the_gradient_of_one(
     # 7 rows of 8: one rank has less to do, and rows of two and of three answers lie in one batch.
     shape: dict[str, Any] = {"stage__batch": 8, "stage__model": str(learnt)}
     alone = job(tmp_path, 7, **shape, stage__micro_batch=8)
-    spread = job(tmp_path, 7, **shape, stage__micro_batch=micro_batch, resources={"per_node": 2}, deepspeed__zero=zero)
+    shape |= {"resources": {"per_node": 2}, "deepspeed": deepspeed(zero)}
+    spread = job(tmp_path, 7, **shape, stage__micro_batch=micro_batch)
     expected = torch.tensor(one.run(reward_cases.gradient, alone)[0])
     for found in two.run(reward_cases.gradient, spread):
         assert (torch.tensor(found) - expected).norm() / expected.norm() < 1e-5

@@ -77,3 +77,13 @@ def test_too_few_scores_and_what_is_no_score_end_the_job_before_anything_is_lear
         server.stop()
     assert ended.outcome == "InvalidData" and says in ended.message
     assert ended.curve("ppo/reward") == {}
+
+
+def test_a_service_that_says_nothing_is_told_of_and_given_up(one: Pool, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        terms = [{"service": url, "timeout": 0.2, "patience": 0.8}]
+        ended: Ended = one.run(jobs.attempt, ppo_jobs.ppo(tmp_path, stage__reward={"terms": terms}), 1)[0]
+    assert ended.outcome == "ServiceAway" and "does not answer in 0.2 s" in ended.message
+    assert "does not answer in 0.2 s" in ended.events["RewardServiceAway"]
+    assert ended.curve("ppo/reward") == {}
