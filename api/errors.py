@@ -58,7 +58,9 @@ def not_found(what: str, id: str) -> Refusal:
 def invalid(errors: Sequence[Problem]) -> Refusal:
     """An input of the right form that cannot be taken."""
     number = len(errors)
-    return Refusal(422, errors[0].message if number == 1 else f"{number} things are wrong", errors)
+    return Refusal(
+        422, f"{errors[0].path}: {errors[0].message}" if number == 1 else f"{number} things are wrong", errors
+    )
 
 
 def response(

@@ -11,6 +11,7 @@ from api.folder import Store
 # What is shown and kept of one rank's log.
 TAIL = 2**20
 CHUNK = 64 * 1024
+_MOST_ATTEMPTS = 2**31 - 1
 # A kept log may begin in the midst of what was said: `rank-0.from-4096.log`.
 _FILE = re.compile(r"rank-(\d{1,5})(?:\.from-(\d{1,18}))?\.log")
 
@@ -98,8 +99,9 @@ class Place:
         attempt, _, rest = text.partition("/")
         offsets = dict(pair.split(":") for pair in rest.split(",") if pair)
         place = cls(int(attempt), {int(rank): int(offset) for rank, offset in offsets.items()})
-        if place.attempt < 0 or any(number < 0 or number > 2**62 for pair in place.offsets.items() for number in pair):
-            raise ValueError("a place's numbers are not negative")
+        numbers = [number for pair in place.offsets.items() for number in pair]
+        if not 0 <= place.attempt <= _MOST_ATTEMPTS or any(number < 0 or number > 2**62 for number in numbers):
+            raise ValueError("a place's numbers are those of attempts, ranks and offsets")
         return place
 
     def next(self, logs: Logs, job: str, wanted: Sequence[int], *, last: bool) -> Part | None:

@@ -44,7 +44,7 @@ def create_app(control: ControlPlane) -> FastAPI:
     app = FastAPI(title="rlhf-operator", version=VERSION, redoc_url=None)
     first = (jobs.router, intents.router, history.router, samples.router)
     _fill(app, control, *first, files.router, models.router, estimate.router, health.router, pipelines.router)
-    openapi.install(app)
+    openapi.install(app, for_pages=True)
     app.add_middleware(LoopbackOnly)
     app.add_middleware(Counting, telemetry=control.telemetry)
     return app
@@ -54,6 +54,8 @@ def create_worker_app(control: ControlPlane) -> FastAPI:
     """The workers' API, which may be reached from other machines."""
     app = FastAPI(title="rlhf-operator, for workers", version=VERSION, docs_url=None, redoc_url=None, openapi_url=None)
     _fill(app, control, worker.router)
+    # Shown to nobody; the tests make requests from it.
+    openapi.install(app, for_pages=False)
     app.add_middleware(Counting, telemetry=control.telemetry)
     return app
 

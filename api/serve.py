@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import IO, Literal
 
 import uvicorn
+from alembic.util import CommandError
+from asyncpg import PostgresError
+from sqlalchemy.exc import DBAPIError
 from starlette.types import ASGIApp
 
 from api.control import ControlPlane
@@ -65,8 +68,11 @@ async def running(settings: Settings, role: Role = "all") -> AsyncIterator[Runni
         control = ControlPlane.of(settings)
         stack.push_async_callback(control.database.dispose)
         stack.push_async_callback(control.wakeups.close)
-        await migrate(control.database)
-        await asyncio.to_thread(control.store.prepare)
+        await _open_database(control)
+        try:
+            await asyncio.to_thread(control.store.prepare)
+        except OSError as error:
+            raise CannotStart(f"the store {settings.store_path} cannot be written: {error.strerror}") from None
         await sweep(control.store, control.database)
         url = worker_url = None
         tasks: list[asyncio.Task[None]] = []
@@ -100,6 +106,20 @@ async def running(settings: Settings, role: Role = "all") -> AsyncIterator[Runni
         for result in results:
             if isinstance(result, Exception):
                 raise result
+
+
+async def _open_database(control: ControlPlane) -> None:
+    """Migrates the database. Raises CannotStart for one that is away, is no database, or does not let us in."""
+    try:
+        await migrate(control.database)
+    # Neither SQLAlchemy nor the driver wraps what goes wrong while a connection is made.
+    except (DBAPIError, PostgresError, CommandError, OSError, TimeoutError) as error:
+        cause = str(getattr(error, "orig", None) or error).strip()
+        log.debug("the database cannot be used", exc_info=True)
+        raise CannotStart(
+            f"the database {control.database.url.render_as_string()} cannot be used: "
+            f"{(cause.splitlines() or [type(error).__name__])[0]}"
+        ) from None
 
 
 async def serve(settings: Settings, role: Role) -> None:
@@ -176,7 +196,13 @@ async def _listen(
 @contextlib.contextmanager
 def _only_one(path: Path) -> Generator[None, None, None]:
     """Holds the data folder's lock. Raises CannotStart, and names who holds it."""
-    with path.open("a+") as file:
+    try:
+        opened = path.open("a+")
+    except OSError as error:
+        raise CannotStart(
+            f"the data folder {path.parent} cannot be used: its file `lock` cannot be opened: {error.strerror}"
+        ) from None
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

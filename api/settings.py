@@ -9,6 +9,8 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
 
 MIB = 2**20
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
@@ -100,7 +102,14 @@ class Settings(BaseSettings):
     def _known_database(cls, value: str) -> str:
         for scheme in ("postgresql+asyncpg://", "postgresql://", "postgres://"):
             if value.startswith(scheme):
-                return "postgresql+asyncpg://" + value.removeprefix(scheme)
+                value = "postgresql+asyncpg://" + value.removeprefix(scheme)
+                break
+        try:
+            make_url(value or "sqlite://")
+        except (ArgumentError, ValueError):
+            raise ValueError("is no URL; write such as postgresql://name:password@host:5432/database") from None
+        if value.startswith("postgresql+asyncpg://"):
+            return value
         if value and not value.startswith("sqlite+aiosqlite:///"):
             raise ValueError("write a URL that starts with postgresql://, or leave it out for SQLite")
         return value
@@ -118,9 +127,12 @@ class Settings(BaseSettings):
         return not self.database_url.startswith("postgresql")
 
     @property
-    def database(self) -> str:
+    def database(self) -> URL:
         """The database's URL, as SQLAlchemy takes it."""
-        return self.database_url or f"sqlite+aiosqlite:///{self.data / 'rlhf.db'}"
+        if self.database_url:
+            return make_url(self.database_url)
+        # Not put together as text: a folder's name may hold what means something in a URL.
+        return URL.create("sqlite+aiosqlite", database=str(self.data / "rlhf.db"))
 
     @cached_property
     def store_path(self) -> Path:

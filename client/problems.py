@@ -34,7 +34,10 @@ class Problem(ApiError):
     """The server's refusal (problem+json, RFC 9457), in its own sentences."""
 
     def __init__(self, status: int, title: str, detail: str = "", fields: tuple[FieldProblem, ...] = ()):
-        super().__init__("; ".join([detail or title, *(f"{f.path}: {f.message}" for f in fields)]))
+        sentences = [f"{f.path}: {f.message}" for f in fields]
+        # The detail of a single problem is that problem's own sentence; an older server leaves its path out.
+        self.repeats = len(fields) == 1 and detail in (sentences[0], fields[0].message)
+        super().__init__("; ".join(sentences if self.repeats else [detail or title, *sentences]))
         self.status, self.title, self.detail, self.fields = status, title, detail, fields
 
     @classmethod

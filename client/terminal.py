@@ -165,9 +165,7 @@ def fail(error: BaseException) -> NoReturn:
         _sentences("The spec is not right:", [(p.path, p.message) for p in error.problems])
         sys.exit(MISUSED)
     if isinstance(error, Problem):
-        # The detail of a single problem is that problem's own sentence: once is enough.
-        said = len(error.fields) == 1 and error.detail == error.fields[0].message
-        head = error.title if said or not error.detail else error.detail
+        head = error.title if error.repeats or not error.detail else error.detail
         _sentences(head, [(f.path, f.message) for f in error.fields])
         if error.status == 412:
             say("Somebody changed it in between; look again, and repeat.")
@@ -196,7 +194,8 @@ def replace_process(arguments: list[str], environment: dict[str, str] | None = N
     """Becomes another Python program: `python ARGUMENTS`. Signals and the terminal are its own then."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, [sys.executable, *arguments], {**os.environ, **(environment or {})})
+    # -P: with -m, Python would look for modules in the working directory first, and a person's own `api` is not ours.
+    os.execve(sys.executable, [sys.executable, "-P", *arguments], {**os.environ, **(environment or {})})
 
 
 def shown(arguments: Iterable[str]) -> str:

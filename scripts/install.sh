@@ -6,15 +6,15 @@ cd "$(dirname "$0")/.."
 python="${PYTHON:-python3}"
 missing=()
 if ! command -v "$python" >/dev/null; then
-  missing+=("Python 3.11 or newer is not here as '$python'. Debian, Ubuntu: apt-get install python3 python3-venv python3-dev. Another name: make install PYTHON=python3.12")
+  missing+=("Python 3.11 or newer is not here as '$python'. Debian, Ubuntu: apt-get install python3 python3-venv. Another name: make install PYTHON=python3.12")
 elif ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   missing+=("$("$python" --version) is too old: 3.11 or newer is needed. Another one: make install PYTHON=python3.12")
 else
   "$python" -c 'import venv, ensurepip' 2>/dev/null ||
     missing+=("This Python cannot make environments. Debian, Ubuntu: apt-get install python3-venv")
-  # DeepSpeed compiles kernels of its own against Python's headers, where a configuration asks for them.
+  # Nothing here is compiled against Python's headers: only what a library may build by itself, such as Triton's kernels.
   "$python" -c 'import pathlib, sys, sysconfig; sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' ||
-    missing+=("Python's headers are missing. Debian, Ubuntu: apt-get install python3-dev")
+    echo "! Python's headers are not here. Nothing needs them now; kernels that libraries build on an accelerator would. Debian, Ubuntu: apt-get install python3-dev" >&2
 fi
 if ! command -v "${CXX:-c++}" >/dev/null && ! command -v g++ >/dev/null; then
   missing+=("A C++ compiler is missing. Debian, Ubuntu: apt-get install g++. Fedora: dnf install gcc-c++. macOS: xcode-select --install")

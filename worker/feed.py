@@ -7,7 +7,7 @@ from worker.contract.spec import JobSpec
 from worker.contract.stages import TrainStage
 from worker.dataset import Dataset
 from worker.errors import BadData
-from worker.packing import Batch, Item, counts, micro_batches, size_of, updates
+from worker.packing import Batch, Item, counts, micro_batches, rows_vary, size_of, updates
 from worker.state import Position
 
 
@@ -45,9 +45,9 @@ class Feed:
         if self._stage.steps is not None:
             return self._stage.steps
         epochs = self._stage.epochs or 1
-        if not self._stage.packing:
-            return len(self.epoch(0)) * epochs
-        return sum(len(self.epoch(number)) for number in reversed(range(epochs)))
+        if self._stage.packing and rows_vary(len(self._dataset.train), split=self._dataset.split):
+            return sum(len(self.epoch(number)) for number in reversed(range(epochs)))
+        return len(self.epoch(0)) * epochs
 
     def at(self, position: Position) -> Update:
         """The update that begins at `position`."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from worker import ahead
+from worker import ahead, hub
 from worker.contract.architectures import POSITIONS
 from worker.contract.order import Input
 from worker.contract.parts import Scratch
@@ -101,9 +101,9 @@ def pretrained(
 
     `path` is the reference's in the spec. What a person should know is added to `notes`. Raises BadSpec.
     """
-    where, revision = located(source, store, notes, waiting, path=path)
-    tokenizer = read_tokenizer(where, revision, name, path)
-    model, _ = _read_model(where, revision, name, dtype, path)
+    where = located(source, store, notes, waiting, path=path)
+    tokenizer = read_tokenizer(where, name, path)
+    model, _ = _read_model(where, name, dtype, path)
     _separate_padding(tokenizer, name, notes)
     _pads_with(model, tokenizer)
     return model, tokenizer
@@ -123,9 +123,9 @@ def scalar_model(
 
     The arguments are those of `pretrained`. Raises BadSpec.
     """
-    where, revision = located(source, store, notes, waiting, path=path)
-    tokenizer = read_tokenizer(where, revision, name, path)
-    model, missing = _read_model(where, revision, name, dtype, path, scalar=True)
+    where = located(source, store, notes, waiting, path=path)
+    tokenizer = read_tokenizer(where, name, path)
+    model, missing = _read_model(where, name, dtype, path, scalar=True)
     learnt = f"{HEAD}.weight" not in missing
     model = with_scalar_head(model, zero=not learnt, path=path, name=name)
     _separate_padding(tokenizer, name, notes)
@@ -146,13 +146,13 @@ def located(
     waiting: Callable[[], None] = lambda: None,
     *,
     path: str = "stage.model",
-) -> tuple[str, str | None]:
-    """Where transformers finds a model: (folder or hub name, hub revision). A GGUF is converted first. Raises BadSpec.
+) -> str:
+    """The folder with a model's files; a GGUF is converted first, a hub's model downloaded. Raises BadSpec.
 
     What lies on this machine must still have the hash that it had when the job was accepted.
     """
     if source.kind == "hub":
-        return source.location, source.sha256
+        return str(hub.snapshot(source.location, source.sha256, path))
     try:
         place = local_path(source.location)
     except BadData as error:
@@ -168,7 +168,7 @@ def located(
         known = source.sha256 if gguf == place else None
         folder, note = converted(gguf, ahead.models_cache(store), known, waiting)
         notes += [note] if note else []
-        return str(folder), None
+        return str(folder)
     if place.is_file():
         raise BadSpec(f"{path}: {place.name} is no GGUF file; give a folder with config.json, or a .gguf file")
     if not (place / "config.json").is_file():
@@ -179,7 +179,7 @@ def located(
         raise BadSpec(f"{path}: {source.reference} holds an adapter beside a model: give the merged model")
     if not any(place.glob("*.safetensors")):
         raise BadSpec(f"{path}: {source.reference} has no .safetensors; weights are never read from pickles")
-    return str(place), None
+    return str(place)
 
 
 def _tokenizer_of(
@@ -189,16 +189,18 @@ def _tokenizer_of(
         return bytes_tokenizer()
     source = inputs["stage.model.tokenizer"]
     if source.kind == "hub":
-        return read_tokenizer(source.location, source.sha256, model.tokenizer)
+        folder = hub.snapshot(source.location, source.sha256, "stage.model.tokenizer", weights=False)
+        return read_tokenizer(str(folder), model.tokenizer)
     path = local_path(source.location)
     if gguf_in(path) is not None:
-        return read_tokenizer(*located(source, store, [], waiting), model.tokenizer)
-    return read_tokenizer(str(path), None, model.tokenizer)
+        return read_tokenizer(located(source, store, [], waiting), model.tokenizer)
+    return read_tokenizer(str(path), model.tokenizer)
 
 
-def read_tokenizer(source: str, revision: str | None, name: str, path: str = "stage.model") -> PreTrainedTokenizerBase:
+def read_tokenizer(folder: str, name: str, path: str = "stage.model") -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder. Raises BadSpec."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise BadSpec(f"{path}: the tokenizer of {name} cannot be read: {_first_line(error)}") from None
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
@@ -206,15 +208,14 @@ def read_tokenizer(source: str, revision: str | None, name: str, path: str = "st
 
 
 def _read_model(
-    source: str, revision: str | None, name: str, dtype: torch.dtype, path: str, *, scalar: bool = False
+    folder: str, name: str, dtype: torch.dtype, path: str, *, scalar: bool = False
 ) -> tuple[PreTrainedModel, set[str]]:
     """A model, and which of its weights were not there. `scalar`: with a head of one output, not the vocabulary's."""
-    where: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     try:
         # transformers would put the adapter into the model unasked, and nothing else would be trained.
-        if find_adapter_config_file(source, revision=revision or "main") is not None:
+        if find_adapter_config_file(folder) is not None:
             raise BadSpec(f"{path}: {name} holds an adapter: give the merged model")
-        config = AutoConfig.from_pretrained(source, **where)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if getattr(config, "quantization_config", None) is not None:
             raise BadSpec(f"{path}: {name} is quantized; training needs its weights in full")
         auto: Any = AutoModelForCausalLM
@@ -227,7 +228,12 @@ def _read_model(
                 raise BadSpec(f"{path}: {name} tells {config.num_labels} classes apart: it is no reward model")
             config.num_labels = 1
         model, loading = auto.from_pretrained(
-            source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **where
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     except _UNREADABLE as error:
         raise BadSpec(f"{path}: {name} cannot be read: {_first_line(error)}") from None
@@ -239,7 +245,6 @@ _UNREADABLE = (
     OSError,
     ValueError,
     KeyError,
-    HfHubHTTPError,
     StrictDataclassError,
     SafetensorError,
     json.JSONDecodeError,

@@ -122,6 +122,15 @@ def updates(
     return [rows[start : start + batch] for start in range(0, len(rows), batch)]
 
 
+def rows_vary(samples: int, *, split: bool) -> bool:
+    """Whether so many samples, packed, may make more rows in one epoch than in another.
+
+    Laid end to end they always make as many. How many rows a window is fitted into depends on its samples' lengths
+    alone, and in one window there are the same samples every time.
+    """
+    return not split and samples > _WINDOW
+
+
 def _fitted(samples: Sequence[Item], window: list[int], capacity: int) -> list[list[int]]:
     """Best-fit decreasing: the longest first, each into the fullest row that still has room for it."""
     rows: list[list[int]] = []

@@ -64,7 +64,9 @@ def run_stage(order: Order, channel: Channel) -> list[Output]:
     """Imports the stage, waits for the start, and runs it. Gives the outputs. Raises what the stage raises."""
     ahead.begin(order, channel.wait_for_start)
     # The slow imports come before the control plane's answer; they touch nothing of the job.
-    stage = _import(STAGES[order.spec.stage.type])
+    # Where that comes first, they count as progress: a busy machine may take longer for them than limits.stall.
+    with channel.working():
+        stage = _import(STAGES[order.spec.stage.type])
     channel.wait_for_start()
     context = Context(
         order=order,

@@ -16,7 +16,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from worker.contract.parts import Scratch
-from worker.errors import BadSpec
+from worker.errors import BadSpec, OutOfMemory, is_out_of_memory
 from worker.heads import with_scalar_head
 
 _PATH = "stage.model.config"
@@ -27,8 +27,8 @@ def from_scratch(
 ) -> PreTrainedModel:
     """A model of `dtype`, its weights drawn from `seed` alone, in fp32; with `scalar`, one with a scalar head.
 
-    Raises BadSpec for a configuration that makes no model. The vocabulary and the special tokens are the tokenizer's;
-    the random state outside is left as it was.
+    Raises BadSpec for a configuration that makes no model, and OutOfMemory for one that is too large. The vocabulary
+    and the special tokens are the tokenizer's; the random state outside is left as it was.
     """
     config = _config(dict(scratch.config), tokenizer)
     with torch.random.fork_rng(devices=[]):
@@ -38,8 +38,11 @@ def from_scratch(
                 config.num_labels = 1
             auto: Any = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
             model = auto.from_config(config, dtype=torch.float32)
-        except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
-            raise BadSpec(f"{_PATH}: makes no model: {error}") from None
+        except _MAKES_NONE as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            if is_out_of_memory(error):
+                raise OutOfMemory(f"{_PATH}: a model of these sizes does not fit into memory: {first}") from None
+            raise BadSpec(f"{_culprit(scratch.config)}: makes no model: {first}") from None
     assert isinstance(model, PreTrainedModel)
     if scalar:
         model = with_scalar_head(model, zero=True, path=_PATH, name="the model from scratch")
@@ -47,6 +50,37 @@ def from_scratch(
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model
+
+
+_MAKES_NONE = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    KeyError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+)
+
+
+def _culprit(given: dict[str, Any]) -> str:
+    """The path of the field that a model cannot be made with, as far as it can be told: the only number below 1."""
+    below = [name for name, value in given.items() if type(value) is int and value < 1]
+    return f"{_PATH}.{below[0]}" if len(below) == 1 else _PATH
+
+
+def _check_ranges(given: dict[str, Any], vocabulary: int) -> None:
+    """What architectures take in silence, or say without the field's name. Raises BadSpec."""
+    for field, value in given.items():
+        if "drop" in field and type(value) in (int, float) and not 0 <= value <= 1:
+            raise BadSpec(f"{_PATH}.{field}: must be a probability, from 0 to 1; got {value:g}")
+        if field.endswith("_token_id"):
+            for id in value if isinstance(value, list) else [value]:
+                if type(id) is int and not 0 <= id < vocabulary:
+                    raise BadSpec(
+                        f"{_PATH}.{field}: must be a token of the vocabulary, from 0 to {vocabulary - 1}; got {id}"
+                    )
 
 
 def _config(given: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
@@ -63,8 +97,12 @@ def _config(given: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTra
             near = difflib.get_close_matches(field, known, n=1)
             hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(known))}"
             raise BadSpec(f"{_PATH}.{field}: {kind} has no such field; {hint}")
+    _check_ranges(given, len(tokenizer))
     special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
     try:
         return AutoConfig.for_model(kind, vocab_size=len(tokenizer), **{**special, **given})
-    except (StrictDataclassError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise BadSpec(f"{_PATH}: {' '.join(str(error).split())}") from None
+    except (StrictDataclassError, *_MAKES_NONE) as error:
+        said = " ".join(str(error).split())
+        if isinstance(error, ArithmeticError | AssertionError):
+            raise BadSpec(f"{_culprit(given)}: makes no model: {said}") from None
+        raise BadSpec(f"{_PATH}: {said}") from None

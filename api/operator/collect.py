@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
-from sqlalchemy.exc import DataError, DBAPIError, StatementError
+from sqlalchemy.exc import StatementError
 
 from api.domain.decide import Collected, Note
 from api.domain.job import Attempt, Job
@@ -16,7 +16,7 @@ from api.folder import Store
 from api.operator.cluster import Cluster, LogEnd
 from api.operator.folder import write
 from api.store import operations_checkpoints, reports
-from api.store.database import Database
+from api.store.database import Database, never_stored
 from api.store.operations_leader import Lease, require
 from worker.contract import manifest
 from worker.contract.manifest import Damaged
@@ -94,10 +94,10 @@ async def _take_in(
         except (reports.AttemptOver, reports.JobGone, reports.Misplaced) as error:
             log.warning("a left-over report of %s was refused: %s", attempt.object_name, error)
             refused += 1
-        except StatementError as error:
-            if not _never_stored(error):
+        except (StatementError, OverflowError) as error:
+            if not never_stored(error):
                 raise
-            log.warning("a left-over report of %s cannot be stored: %s", attempt.object_name, error.orig)
+            log.warning("a left-over report of %s cannot be stored: %s", attempt.object_name, error)
             refused += 1
     words = seen.termination or attempt.termination
     lost = max(0, (words.undelivered if words else 0) - len(paths))
@@ -110,13 +110,6 @@ async def _take_in(
         )
         if count
     ]
-
-
-def _never_stored(error: StatementError) -> bool:
-    """Whether it is the values' fault, and not that of a database which is away, full or busy: trying again is vain."""
-    # Class 22 is "data exception": PostgreSQL's answer to a NUL in a text, for one.
-    state = str(getattr(error.orig, "sqlstate", None) or "")
-    return not isinstance(error, DBAPIError) or isinstance(error, DataError) or state.startswith("22")
 
 
 async def _record_checkpoints(job: Job, attempt: Attempt, *, database: Database, lease: Lease, store: Path) -> None:

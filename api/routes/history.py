@@ -59,7 +59,11 @@ async def checkpoints(job: JobId, control: Control) -> Page[CheckpointView]:
     return Page[CheckpointView](data=[CheckpointView.model_validate(row) for row in rows])
 
 
-@router.get("/events", response_model=Page[EventView], responses=documented(404, 422))
+@router.get(
+    "/events",
+    response_model=Page[EventView],
+    responses={**openapi.followed(EventView, "ids are event numbers"), **documented(404, 422)},
+)
 async def listed_events(
     job: JobId,
     request: Request,
@@ -96,7 +100,11 @@ async def _event_stream(job: str, control: ControlPlane, last_event_id: str | No
     return await stream_of(control, "events", job, EventView, "number", last_event_id=last_event_id, after=after)
 
 
-@router.get("/metrics", response_model=Page[MetricView], responses=documented(404, 422))
+@router.get(
+    "/metrics",
+    response_model=Page[MetricView],
+    responses={**openapi.followed(MetricView, "ids are row ids"), **documented(404, 422)},
+)
 async def listed_metrics(
     job: JobId,
     request: Request,
@@ -163,7 +171,11 @@ async def _metric_stream(
     )
 
 
-@router.get("/logs", response_model=Page[LogLine], responses=documented(404, 422))
+@router.get(
+    "/logs",
+    response_model=Page[LogLine],
+    responses={**openapi.followed(LogLine, "ids are `attempt/rank:offset,…`"), **documented(404, 422)},
+)
 async def logs(
     job: JobId,
     request: Request,

@@ -99,7 +99,15 @@ async def make(
     return await _shown(control, row, response)
 
 
-@router.get("", responses=documented(422))
+@router.get(
+    "",
+    openapi_extra=openapi.prefixed(
+        "metadata",
+        "those with these entries; `metadata.KEY=VALUE` says the same as `metadata[KEY]=VALUE`",
+        _MAX_ENTRIES,
+    ),
+    responses=documented(422),
+)
 async def listed(
     request: Request,
     control: Control,
@@ -215,11 +223,12 @@ def _merged(before: dict[str, str], patch: dict[str, str | None]) -> Metadata:
 
 
 def _metadata_filters(request: Request) -> dict[str, str]:
-    wanted = {
-        name.removeprefix("metadata."): value
-        for name, value in request.query_params.multi_items()
-        if name.startswith("metadata.")
-    }
+    wanted = {}
+    for name, value in request.query_params.multi_items():
+        if name.startswith("metadata."):
+            wanted[name.removeprefix("metadata.")] = value
+        elif name.startswith("metadata[") and name.endswith("]"):
+            wanted[name.removeprefix("metadata[").removesuffix("]")] = value
     if len(wanted) > _MAX_ENTRIES or any("\x00" in text for pair in wanted.items() for text in pair):
         raise Refusal(
             422, "metadata: too many entries, or a NUL in one", [Problem("metadata", f"at most {_MAX_ENTRIES} entries")]

@@ -24,7 +24,11 @@ Row = Annotated[int | None, Query(ge=0, le=2**53, description="samples after thi
 Limit = Annotated[int, Query(ge=1, le=200, description="samples a page")]
 
 
-@router.get("", response_model=Page[SampleView], responses=documented(404, 422))
+@router.get(
+    "",
+    response_model=Page[SampleView],
+    responses={**openapi.followed(SampleView, "ids are row ids"), **documented(404, 422)},
+)
 async def listed(
     job: JobId,
     request: Request,

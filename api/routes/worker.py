@@ -1,20 +1,26 @@
 """What workers call, on a listener of its own. Every call carries its attempt's token."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ValidationError
+from sqlalchemy.exc import StatementError
 
 from api import bodies, openapi
 from api.control import Control
 from api.errors import Refusal, documented, invalid
 from api.store import reports
+from api.store.database import never_stored
 from api.tokens import BadToken, Claim
 from worker.contract.check import problem
 from worker.contract.protocol import Answer, Finish, Report
 
+log = logging.getLogger(__name__)
 router = APIRouter(prefix="/worker/v1", tags=["worker"])
 Message = TypeVar("Message", bound=BaseModel)
 _ANSWERS = documented(400, 401, 409, 410, 413, 415, 422)
@@ -46,9 +52,10 @@ async def report(request: Request, control: Control, caller: Caller) -> Answer:
     try:
         message = await _message(request, Report)
         try:
-            accepted = await control.database.put(
-                partial(reports.take_in, job_id=caller.job, attempt=caller.attempt, report=message)
-            )
+            with _storable():
+                accepted = await control.database.put(
+                    partial(reports.take_in, job_id=caller.job, attempt=caller.attempt, report=message)
+                )
         except (reports.AttemptOver, reports.JobGone):
             outcome = "over"
             raise
@@ -64,10 +71,25 @@ async def report(request: Request, control: Control, caller: Caller) -> Answer:
 async def finish(request: Request, control: Control, caller: Caller) -> Answer:
     """An attempt's own word of its end. The first one counts."""
     message = await _message(request, Finish)
-    first = await control.database.put(partial(reports.finish, job_id=caller.job, attempt=caller.attempt, end=message))
+    with _storable():
+        first = await control.database.put(
+            partial(reports.finish, job_id=caller.job, attempt=caller.attempt, end=message)
+        )
     if first:
         await control.wakeups.wake(caller.job)
     return Answer()
+
+
+@contextmanager
+def _storable() -> Iterator[None]:
+    """Refuses what no try would store: a worker sends what it gets a 5xx for again and again."""
+    try:
+        yield
+    except (StatementError, OverflowError) as error:
+        if not never_stored(error):
+            raise
+        log.warning("a message of a worker cannot be stored: %s", error)
+        raise Refusal(422, "a value in it cannot be stored; the control plane's log says which") from None
 
 
 async def _message(request: Request, model: type[Message]) -> Message:

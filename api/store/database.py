@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from sqlalchemy import text
-from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.exc import DataError, DBAPIError, StatementError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from api.store import sqlite
@@ -28,6 +29,16 @@ def utcnow() -> datetime:
     return datetime.now(UTC)
 
 
+def never_stored(error: Exception) -> bool:
+    """Whether it is the values' fault, and not that of a database which is away, full or busy: trying again is vain."""
+    if not isinstance(error, DBAPIError):
+        # Raised before the database was asked: by the driver, or by what makes a value ready for it.
+        return isinstance(error, StatementError | OverflowError)
+    # Class 22 is "data exception": PostgreSQL's answer to a NUL in a text, for one.
+    state = str(getattr(error.orig, "sqlstate", None) or "")
+    return isinstance(error, DataError) or state.startswith("22")
+
+
 class Database:
     """Sessions on one database. Close it with `dispose`.
 
@@ -35,7 +46,7 @@ class Database:
     wait for nobody (WAL). What is asked for a hundred times a second is done by `look` and `put`: whole, in one thread.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | URL) -> None:
         self.url = make_url(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
         if self.sqlite:

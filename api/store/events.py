@@ -13,6 +13,8 @@ from api.store.tables import EventRow, JobRow
 from worker.contract.protocol import Level
 
 Source = Literal["api", "operator", "worker"]
+# The largest that the column holds: PostgreSQL takes no larger number even to compare with.
+_LAST = 2**31 - 1
 
 
 async def add(
@@ -63,12 +65,19 @@ def page(connection: Connection, job: str, *, after: int, limit: int) -> Sequenc
     """The columns of a job's events after number `after`, oldest first."""
     # Columns and not mapped objects: who follows a job asks for this again and again.
     table = EventRow.__table__
-    query = select(table).where(table.c.job_id == job, table.c.number > after).order_by(table.c.number).limit(limit)
+    query = (
+        select(table)
+        .where(table.c.job_id == job, table.c.number > min(after, _LAST))
+        .order_by(table.c.number)
+        .limit(limit)
+    )
     return connection.execute(query).mappings().all()
 
 
 async def after(session: AsyncSession, cursors: dict[str, int], limit: int) -> Sequence[EventRow]:
     """The events of each job after its cursor, oldest first, at most `limit` in all."""
-    wanted = or_(*(and_(EventRow.job_id == job, EventRow.number > number) for job, number in cursors.items()))
+    wanted = or_(
+        *(and_(EventRow.job_id == job, EventRow.number > min(number, _LAST)) for job, number in cursors.items())
+    )
     query = select(EventRow).where(wanted).order_by(EventRow.job_id, EventRow.number).limit(limit)
     return (await session.execute(query)).scalars().all()

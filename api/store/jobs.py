@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import RowMapping, Select, func, select
+from sqlalchemy import ColumnElement, RowMapping, Select, func, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -173,8 +173,18 @@ async def listed(session: AsyncSession, filters: Filters, part: Slice) -> tuple[
     if filters.pipeline is not None:
         query = query.where(JobRow.pipeline_id == filters.pipeline)
     for entry, value in filters.metadata.items():
-        query = query.where(JobRow.metadata_[entry].as_string() == value)
+        query = query.where(_has_entry(session, entry, value))
     return await page(session, query, JobRow.created_at, JobRow.id, part)
+
+
+def _has_entry(session: AsyncSession, key: str, value: str) -> ColumnElement[bool]:
+    """Whether a job's metadata has this entry."""
+    if session.get_bind().dialect.name != "sqlite":
+        same: ColumnElement[bool] = JobRow.metadata_[key].as_string() == value
+        return same
+    # SQLite compares a path's key with the document's as it is written there, `é` as `\u00e9`: paths find not all keys.
+    entries = func.json_each(JobRow.metadata_).table_valued("key", "atom")
+    return select(1).select_from(entries).where(entries.c.key == key, entries.c.atom == value).exists()
 
 
 async def outputs(session: AsyncSession, jobs: Sequence[JobRow]) -> dict[str, list[ModelRow]]:

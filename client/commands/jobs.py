@@ -137,7 +137,8 @@ def attempts(server: Server, job: JobOrNewest = None, as_json: AsJson = False) -
                 progress_of(a),
                 "" if a.resumed_from is None else str(a.resumed_from),
                 "" if a.exit_code is None else str(a.exit_code),
-                why(a.reason, a.message) if a.ended_at else "[blue]goes on[/]",
+                # A traceback may follow; `--json` and `rlhf logs` have it.
+                why(a.reason, a.message.strip().partition("\n")[0]) if a.ended_at else "[blue]goes on[/]",
             )
             for a in found
         ),

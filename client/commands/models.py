@@ -61,7 +61,11 @@ def show(server: Server, model: ModelName, kind: Kind = "model", as_json: AsJson
             ("job", f"{found.job_id}, attempt {found.attempt}"),
             ("made", f"{age(found.created_at)} ago"),
             ("in a spec", escape(found.reference)),
-            *((key, escape(str(value))) for key, value in lineage.items() if not isinstance(value, dict | list)),
+            *(
+                (key, escape(str(value)))
+                for key, value in lineage.items()
+                if value is not None and not isinstance(value, dict | list)
+            ),
         ]
     )
 

@@ -84,12 +84,65 @@ async def test_an_operator_shares_its_folder_with_no_other_though_their_database
                 pass
 
 
+@pytest.mark.parametrize("name", ["what?", "100%", "a%20b", "c#d", "e&f=g"])
+async def test_a_data_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    settings = load(data=folder, database_url="", port=0)
+    async with running(settings, "api"):
+        pass
+    assert (folder / "rlhf.db").is_file()
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("postgresql://me:secret@127.0.0.1:1/x", "Connect call failed"),
+        ("postgresql://me:secret@host.invalid/x", "Name or service not known"),
+        ("sqlite+aiosqlite:///{folder}/no-database", "file is not a database"),
+        ("sqlite+aiosqlite:///{folder}/nowhere/rlhf.db", "unable to open database file"),
+    ],
+)
+async def test_a_database_that_is_away_is_told_in_one_sentence(tmp_path: Path, url: str, says: str) -> None:
+    (tmp_path / "no-database").write_text("something else" * 500)
+    settings = load(data=tmp_path / "data", database_url=url.format(folder=tmp_path), port=0)
+    with pytest.raises(CannotStart) as error:
+        async with running(settings, "api"):
+            pass
+    assert str(error.value).startswith("the database ")
+    assert says in str(error.value)
+    assert "secret" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+async def test_a_database_that_does_not_let_us_in_is_told_in_one_sentence(
+    settings: Settings, postgres: Callable[[], str]
+) -> None:
+    other = settings.model_copy(update={"database_url": postgres().replace("/t", "/none", 1)})
+    with pytest.raises(CannotStart, match=r"the database .* cannot be used: .*does not exist"):
+        async with running(other, "api"):
+            pass
+
+
+async def test_what_cannot_be_opened_in_the_data_folder_is_told_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(CannotStart, match=f"the data folder {tmp_path} cannot be used: its file `lock`"):
+        async with running(load(data=tmp_path, database_url="", port=0), "api"):
+            pass
+    (tmp_path / "lock").rmdir()
+    (tmp_path / "store").write_text("")
+    with pytest.raises(CannotStart, match=f"the store {tmp_path}/store cannot be written"):
+        async with running(load(data=tmp_path, database_url="", port=0), "api"):
+            pass
+
+
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
         ("host", "0.0.0.0", "authentication"),
         ("store", "s3://bucket/x", "file:///"),
         ("database_url", "mysql://x", "postgresql://"),
+        ("database_url", "postgresql://host:port/x", "is no URL"),
         ("port", 70000, "65535"),
         ("cluster", "mesos", "local"),
     ],

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -18,6 +19,11 @@ from tests.e2e.plane import ControlPlane, control_plane, free_port, wait_until
 def _write(path: Path, text: str) -> str:
     path.write_text(text)
     return str(path)
+
+
+def _shown(drawn: bytes) -> str:
+    """What a terminal was sent, without what it obeys."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn.decode(errors="replace"))
 
 
 @pytest.mark.quick
@@ -119,7 +125,9 @@ def test_watch_on_a_terminal_draws_a_bar_and_ctrl_c_leaves_the_job_running(plane
     watching = subprocess.Popen([RLHF, "watch", job.id], stdin=far, stdout=far, stderr=far, cwd=ROOT, env=environment)
     os.close(far)
     drawn = b""
-    while b"/2000" not in drawn:
+    # The bar with its steps, its share and the time that is left; the loss with its graph.
+    wanted = [r" \d+/2000 +\d+% +\d+:\d\d", r"loss \d+\.\d{3} [▁▂▃▄▅▆▇█]{2,}"]
+    while not all(re.search(one, _shown(drawn)) for one in wanted):
         drawn += os.read(near, 65536)
     watching.send_signal(signal.SIGINT)
     try:
@@ -129,7 +137,7 @@ def test_watch_on_a_terminal_draws_a_bar_and_ctrl_c_leaves_the_job_running(plane
         pass
     os.close(near)
     assert watching.wait(timeout=30) == 130
-    text = drawn.decode()
+    text = _shown(drawn)
     assert "drawn" in text
     assert "running" in text
     assert "It goes on without you" in text
@@ -168,6 +176,25 @@ def test_metrics_are_drawn_and_logs_are_printed_as_they_are(rlhf: Shell, client:
     assert logs
     assert rlhf("logs", job.id).out.strip() == logs.strip()
     assert len(rlhf("logs", job.id, "--tail", "1").out.splitlines()) == 1
+
+
+def test_a_traceback_stays_out_of_the_table_of_attempts(rlhf: Shell, client: Client) -> None:
+    fault = {"step": 1, "kind": "error"}
+    job = client.jobs.create({**rehearsal("broken-off", fault=fault), "retry": {"max_attempts": 1}})
+    assert client.jobs.wait(job.id, timeout=60).phase == "failed"
+    assert "Traceback" in rlhf("attempts", job.id, "--json").json[0]["message"]
+    [_, *rows] = rlhf("attempts", job.id).out.splitlines()
+    assert "RuntimeError: a planned error" in " ".join(" ".join(rows).split())
+    assert not any("Traceback" in row or "File " in row for row in rows)
+
+
+def test_of_a_model_is_shown_what_is_known_alone(rlhf: Shell, client: Client) -> None:
+    job = client.jobs.create(rehearsal("shown-model", output=True))
+    assert client.jobs.wait(job.id, timeout=60).phase == "succeeded"
+    assert client.models.lineage(client.models.find("shown-model").id)["checkpoint"] is None
+    shown = rlhf("models", "show", "shown-model").out
+    assert "stage" in shown
+    assert "None" not in shown
 
 
 def test_files_go_up_are_listed_and_come_back(rlhf: Shell, tmp_path: Path) -> None:

@@ -1,17 +1,21 @@
 """What `rlhf watch` asks for, and that it misses nothing by asking for no more."""
 
 import asyncio
+import io
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from rich.console import Console
 
 from api.settings import load
 from client import Client
 from client.commands.followed import Followed
 from client.commands.followed_pipeline import FollowedPipeline
+from client.commands.picture import Picture
 from client.records import Job
 from tests.api.conftest import Plane, happenings, plane_on, points
 
@@ -109,6 +113,26 @@ async def test_points_that_came_without_progress_are_shown_at_the_end_at_the_lat
     await watcher.look()
     assert watcher.followed.over
     assert watcher.losses == [(1, 1), (1, 2)]
+
+
+async def test_the_picture_shows_the_step_the_loss_the_speed_and_the_time_that_is_left(
+    control: Plane, watcher: Watcher
+) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    picture = Picture(console)
+    worker = await control.start(watcher.followed.job.id)
+    for step in (1, 2, 3):
+        told = {**progress(step), "tokens": 1000 * step, "tokens_per_second": 1234.5}
+        assert (await worker.report(progress=told, metrics=points(step))).is_success
+        await control.set(watcher.followed.job.id, phase="running")
+        await watcher.look()
+        picture.of(watcher.followed)
+    console.print(picture.of(watcher.followed))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert re.search(r"3/9 +33% +\d+:\d\d", shown), shown
+    for told_of in ("running", "training", "loss 3.000 ▁▅█", "1,234 tokens/s", "3,000 tokens", "Created"):
+        assert told_of in shown, shown
 
 
 @pytest.mark.parametrize("lost", ["events", "metrics"])

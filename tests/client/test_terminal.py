@@ -9,8 +9,9 @@ import pytest
 
 from client.commands.metrics import plot
 from client.commands.picture import event_line, sparkline
+from client.problems import FieldProblem, Problem
 from client.records import Event, Point
-from client.terminal import as_json, duration, escape, plain, size, why
+from client.terminal import as_json, duration, escape, fail, plain, size, why
 
 pytestmark = pytest.mark.quick
 
@@ -55,6 +56,17 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     code = f"import client.cli, sys; sys.exit(' '.join(m for m in {heavy.split()!r} if m in sys.modules) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("detail", ["must be at least 1", "stage.steps: must be at least 1"])
+def test_a_single_problem_is_told_once(detail: str, capsys: pytest.CaptureFixture[str]) -> None:
+    problem = Problem(422, "Unprocessable Content", detail, (FieldProblem("stage.steps", "must be at least 1"),))
+    assert str(problem) == "stage.steps: must be at least 1"
+    with pytest.raises(SystemExit):
+        fail(problem)
+    said = capsys.readouterr().err
+    assert "Unprocessable Content" in said
+    assert said.count("must be at least 1") == 1
 
 
 HOSTILE = "a\x1b]0;title\x07b\x9b2Jc\r\x08\x7f\u200d"

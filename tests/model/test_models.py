@@ -22,10 +22,9 @@ from tests.model.conftest import GPT2, LLAMA, input_at, spec_of
 from worker import checkpoint
 from worker.contract.check import parse_spec
 from worker.contract.manifest import file_sha256
-from worker.contract.order import Input
 from worker.data import sample
 from worker.dialogue import CHATML
-from worker.errors import BadSpec
+from worker.errors import BadSpec, OutOfMemory
 from worker.gguf import converted, gguf_in
 from worker.losses import token_loss_sum
 from worker.models import Loaded, load
@@ -78,6 +77,17 @@ def test_precision_is_the_specs_and_frequencies_keep_all_their_digits(tiny: Call
         ({**LLAMA, "hiden_size": 3}, r"config.hiden_size: llama has no such field; did you mean `hidden_size`"),
         ({**LLAMA, "hidden_size": 33}, r"config: .*33.* is not a multiple of the number of attention heads"),
         ({**LLAMA, "hidden_size": "big"}, r"config: .*'hidden_size' expected int, got str"),
+        ({**LLAMA, "num_attention_heads": 0}, r"config.num_attention_heads: makes no model"),
+        ({**LLAMA, "num_key_value_heads": 0}, r"config.num_key_value_heads: makes no model"),
+        ({**LLAMA, "head_dim": 0}, r"config.head_dim: makes no model"),
+        ({**LLAMA, "intermediate_size": -5}, r"config.intermediate_size: makes no model"),
+        ({**LLAMA, "head_dim": 0, "num_key_value_heads": 0}, r"config: makes no model"),
+        ({**GPT2, "n_head": 0}, r"config.n_head: makes no model"),
+        ({**LLAMA, "pad_token_id": 9999}, r"config.pad_token_id: must be a token of the vocabulary, from 0 to 258"),
+        ({**LLAMA, "eos_token_id": [1, -2]}, r"config.eos_token_id: must be a token of the vocabulary.*got -2"),
+        ({**LLAMA, "attention_dropout": 7}, r"config.attention_dropout: must be a probability, from 0 to 1; got 7"),
+        ({**LLAMA, "attention_dropout": -0.5}, r"config.attention_dropout: must be a probability"),
+        ({**GPT2, "resid_pdrop": 1.5}, r"config.resid_pdrop: must be a probability"),
     ],
 )
 def test_a_configuration_that_makes_no_model_is_told_by_its_field(
@@ -85,6 +95,13 @@ def test_a_configuration_that_makes_no_model_is_told_by_its_field(
 ) -> None:
     with pytest.raises(BadSpec, match=told):
         tiny(config)
+
+
+def test_a_model_from_scratch_that_does_not_fit_into_memory_is_no_mistake_in_its_spec(
+    tiny: Callable[..., Loaded],
+) -> None:
+    with pytest.raises(OutOfMemory, match=r"stage.model.config: a model of these sizes does not fit into memory"):
+        tiny({**LLAMA, "hidden_size": 10**12, "head_dim": 8})
 
 
 def test_a_length_that_the_model_has_no_positions_for_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -144,30 +161,6 @@ def test_a_folder_that_is_no_model_is_told(
         source = input_at(folder)
     with pytest.raises(BadSpec, match=told):
         load(spec_of(str(folder)), {"stage.model": source}, tmp_path)
-
-
-def test_a_hub_name_that_is_not_in_the_cache_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    source = Input(reference="nobody/nothing", kind="hub", location="nobody/nothing", sha256="main")
-    with pytest.raises(BadSpec, match="of nobody/nothing cannot be read"):
-        load(spec_of("nobody/nothing"), {"stage.model": source}, tmp_path)
-
-
-def test_a_hub_model_with_an_adapter_beside_it_is_refused(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # As the hub's cache has it: a folder a commit, and a reference to it.
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    commit = "0" * 40
-    home = tmp_path / "hub" / "models--some--one"
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "x"}))
-    shutil.copytree(folder, home / "snapshots" / commit)
-    (home / "refs").mkdir()
-    (home / "refs" / "main").write_text(commit)
-    source = Input(reference="some/one", kind="hub", location="some/one", sha256=commit)
-    with pytest.raises(BadSpec, match="some/one holds an adapter: give the merged model"):
-        load(spec_of("some/one"), {"stage.model": source}, tmp_path)
 
 
 def test_dialogues_need_a_chat_template_and_texts_do_not(folder: Path, tmp_path: Path) -> None:

@@ -48,9 +48,8 @@ class SharedBase:
 
     def reward_model(self, source: Input, *, path: str, name: str) -> tuple[PeftModel, PreTrainedTokenizerBase]:
         """The reward model whose adapter `source` is, and its tokenizer. Raises BadSpec."""
-        return self._adapted(source, 0, path=path, name=name, wanted=None), read_tokenizer(
-            str(local_path(source.location)), None, name, path
-        )
+        model = self._adapted(source, 0, path=path, name=name, wanted=None)
+        return model, read_tokenizer(str(local_path(source.location)), name, path)
 
     def _scorer(self, path: str, name: str) -> PreTrainedModel:
         """A scalar head, which is zero, on this base."""
