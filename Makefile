@@ -9,11 +9,10 @@ BIN := .venv/bin
 STAMP := .venv/installed
 DATA ?= demo-data
 
-.PHONY: help install demo demo-rlhf test soak check bench clean
+.PHONY: help install demo test soak check bench clean
 
 help:
-	@echo "make demo        train a chat model and watch it happen (installs what is missing)"
-	@echo "make demo-rlhf   the same by SFT, a reward model and PPO, as one pipeline"
+	@echo "make demo        train a chat model by SFT, a reward model and PPO, and watch it happen"
 	@echo "make test        all tests"
 	@echo "make check       lint, types and the quick tests: under 2 minutes"
 	@echo "make soak        the tests at full length: under 90 minutes"
@@ -31,9 +30,6 @@ $(STAMP): pyproject.toml constraints.txt scripts/install.sh
 demo: install
 	@$(BIN)/python -m examples.demo --data "$(DATA)" $(ARGS)
 
-demo-rlhf: install
-	@$(BIN)/python -m examples.rlhf --data "$(DATA)" $(ARGS)
-
 test: install
 	$(BIN)/python -m pytest -m "not soak" $(ARGS)
 
@@ -47,8 +43,8 @@ check: install
 	$(BIN)/python -m pytest -m quick -q $(ARGS)
 
 bench: install
-	@for file in benchmarks/[a-z]*.py; do \
-		name=benchmarks.$$(basename "$$file" .py); echo "== $$name"; $(BIN)/python -m "$$name"; \
+	@for name in startup reporting sft_throughput api_load rollout "rollout --zero3" ppo; do \
+		echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name; \
 	done
 
 clean:

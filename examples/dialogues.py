@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import yaml
 
 TOPICS = ("ai", "botprofile", "computers", "emotion", "food", "gossip", "greetings", "literature", "money", "movies")
+COMPARISONS, HELD_OUT_COMPARISONS = 192, 64
+"""The most of a file: a reward model learns of so many in a minute or two."""
 # Here the lines after the first are not turns that follow each other, but answers to it, any of which will do.
 _ALTERNATIVES = frozenset({"emotion"})
 _LONGEST = 200
@@ -36,44 +38,54 @@ def _row(turns: list[str]) -> dict[str, Any]:
 
 
 class Written(NamedTuple):
-    """Data files of one set of dialogues."""
+    """Data files of one set of dialogues. What is held out shares no opening with what is learnt from."""
 
-    train: Path
+    dialogues: Path
     """Rows for sft."""
-    held_out: Path
-    """The same, of other openings."""
     comparisons: Path
-    """Rows for reward: a reply against one from another dialogue."""
+    """Rows for reward: a reply against one from another topic."""
     prompts: Path
     """Rows for ppo: the openings."""
-    test: Path
-    """The same, of the dialogues that are held out."""
+    held_out_comparisons: Path
+    held_out_prompts: Path
 
 
-def write(folder: Path, held_out: float = 0.28, seed: int = 17, system: str | None = None) -> Written:
-    """Writes the dialogues' data files; no opening line is both in what is learnt from and in what is held out.
-
-    `system` opens every dialogue; absent, templates insert what they do.
-    """
-    dialogues = rows()
+def write(folder: Path, system: str, held_out: float = 0.28, seed: int = 17) -> Written:
+    """Writes the dialogues' data files; `system` opens every dialogue, `held_out` of the openings are kept back."""
     draws = random.Random(seed)
-    openings = sorted({_opening(row).lower() for row in dialogues})
+    every = rows()
+    openings = sorted({_opening(row).lower() for row in every})
     draws.shuffle(openings)
     kept_back = set(openings[: round(len(openings) * held_out)])
-    said = [{"role": "system", "content": system}] if system is not None else []
-    parts = [[r for r in dialogues if (_opening(r).lower() in kept_back) is wanted] for wanted in (False, True)]
-    whole = [[{"messages": [*said, *row["messages"]]} for row in part] for part in parts]
-    asked = [[{"prompt": [*said, row["messages"][0]]} for row in _once(part)] for part in parts]
-    learnt = parts[0]
-    compared = [
-        {"prompt": [*said, row["messages"][0]], "chosen": _reply(row), "rejected": other}
-        for row in learnt
-        if (other := _reply(draws.choice(learnt))) != _reply(row)
-    ]
-    written = Written(*(folder / f"{name}.jsonl" for name in Written._fields))
-    for path, made in zip(written, (*whole, compared, *asked), strict=True):
-        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in made), encoding="utf-8")
-    return written
+    learnt, kept = ([r for r in every if (_opening(r).lower() in kept_back) is wanted] for wanted in (False, True))
+    said = [{"role": "system", "content": system}]
+    made = Written(*(folder / f"{name}.jsonl" for name in Written._fields))
+    _save(made.dialogues, [{"messages": [*said, *row["messages"]]} for row in learnt])
+    for part, compared, count, asked in (
+        (learnt, made.comparisons, COMPARISONS, made.prompts),
+        (kept, made.held_out_comparisons, HELD_OUT_COMPARISONS, made.held_out_prompts),
+    ):
+        _save(compared, _compared(part, said, draws)[:count])
+        _save(asked, [{"prompt": [*said, row["messages"][0]]} for row in _once(part)])
+    return made
+
+
+def _compared(part: list[dict[str, Any]], said: list[dict[str, str]], draws: random.Random) -> list[dict[str, Any]]:
+    """Each reply against one from another topic, in a new order."""
+    topics = {_opening(row).lower(): topic for topic in TOPICS for row in rows((topic,))}
+    replies: dict[str, list[str]] = {}
+    for row in part:
+        replies.setdefault(topics[_opening(row).lower()], []).append(_reply(row))
+    compared = []
+    for row in part:
+        elsewhere = [topic for topic in replies if topic != topics[_opening(row).lower()]]
+        other = draws.choice(replies[draws.choice(elsewhere)])
+        compared.append({"prompt": [*said, row["messages"][0]], "chosen": _reply(row), "rejected": other})
+    return draws.sample(compared, len(compared))
+
+
+def _save(path: Path, made: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made), encoding="utf-8")
 
 
 def _opening(row: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """What the docs show is true: every spec in them is one, and every page that is made is current."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from client.specfiles import parse, read
-from examples import demo, dialogues, rlhf
+from examples import dialogues, rlhf
 from scripts.describe_spec import page
 from worker.contract.check import parse_spec
 from worker.contract.pipeline import parse_pipeline
@@ -43,20 +44,31 @@ def test_every_example_is_a_spec_whose_data_are_there_and_fit(path: Path) -> Non
                     assert check_rows(lines).kind in wanted.rows
 
 
-def test_what_the_demos_post_are_specs_whose_rows_fit(tmp_path: Path) -> None:
-    written = dialogues.write(tmp_path)._asdict()
-    references_to = {name: f"files/file-{name:a<12.12}".replace("_", "a") for name in written}
+def test_what_the_demo_posts_is_a_pipeline_whose_rows_fit(tmp_path: Path) -> None:
+    written = dialogues.write(tmp_path, rlhf.SYSTEM)._asdict()
+    files = {name: f"files/file-{letter * 12}" for name, letter in zip(written, "abcde", strict=True)}
     kinds = {}
     for name, path in written.items():
         with path.open("rb") as lines:
-            kinds[references_to[name]] = check_rows(lines).kind
-    model = Path("/models/smollm2.gguf")
-    posted = parse_pipeline(rlhf.pipeline(model, references_to, steps=2, iterations=1))
-    ids = [references_to[name].removeprefix("files/") for name in ("train", "held_out")]
-    for spec in [*posted.steps.values(), parse_spec(demo.spec(model, *ids, 2))]:
+            kinds[files[name]] = check_rows(lines).kind
+    posted = parse_pipeline(rlhf.pipeline(Path("/models/smollm2.gguf"), files, steps=2, iterations=1, seed=17))
+    assert set(rlhf.EVALUATIONS) <= set(posted.steps)
+    for spec in posted.steps.values():
         for wanted in references(spec):
             assert wanted.kind != "data" or kinds[wanted.reference] in wanted.rows
-    assert not set(written["prompts"].read_text().splitlines()) & set(written["test"].read_text().splitlines())
+
+
+def test_the_demo_holds_out_prompts_that_nothing_is_learnt_from(tmp_path: Path) -> None:
+    written = dialogues.write(tmp_path, rlhf.SYSTEM)
+
+    def openings(path: Path) -> set[str]:
+        turns = [row.get("prompt", row.get("messages")) for row in map(json.loads, path.read_text().splitlines())]
+        return {next(turn["content"] for turn in said if turn["role"] == "user").lower() for said in turns}
+
+    held_out = openings(written.held_out_prompts) | openings(written.held_out_comparisons)
+    learnt_from = openings(written.dialogues) | openings(written.comparisons) | openings(written.prompts)
+    assert len(openings(written.held_out_prompts)) >= 64
+    assert not held_out & learnt_from
 
 
 def test_there_are_examples() -> None:

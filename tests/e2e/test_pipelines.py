@@ -20,7 +20,7 @@ from worker.contract import manifest
 
 
 def walk(*, after: str | None = None, steps: int = 30, seed: int = 1) -> dict[str, Any]:
-    """A step of about three seconds, saved every 4 of its steps; killed before it has saved, it is tried all the same."""
+    """A step of three seconds, saved every 4 of its steps; one killed before it has saved is tried all the same."""
     begins = {"model": {"from": f"{after}.model"}} if after else {}
     stage = {"type": "rehearse", "output": True, "steps": steps, "seconds_per_step": 0.1, "seed": seed, **begins}
     return {"stage": stage, "checkpoint": {"every_steps": 4, "grace": "20s"}, "retry": {"max_attempts": 100}}
