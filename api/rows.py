@@ -5,6 +5,7 @@ from pathlib import Path
 
 from api.weights import Config
 from worker.contract.evaluation import EvaluateStage
+from worker.contract.mixes import unfit_answers
 from worker.contract.order import Input
 from worker.contract.problem import Problem
 from worker.contract.rewards import ExactMatchTerm, Reward
@@ -38,10 +39,11 @@ def _evaluated(spec: JobSpec, kind: RowKind | None, model: Config | None) -> lis
     if kind == "prompt" and stage.reward is None:
         said = "is needed for rows with `prompt`: what an answer is worth, such as {terms: [{function: sentiment}]}"
         found.append(Problem("stage.reward", said))
-    for name, given in (("against", stage.against), ("reward", stage.reward)):
-        if kind != "prompt" and given is not None:
-            said = f"is for rows with `prompt`, and those of stage.data.test have `{kind}`; leave it out"
-            found.append(Problem(f"stage.{name}", said))
+    if kind != "prompt" and stage.against is not None:  # a comparison that would not happen, in silence
+        said = f"is for rows with `prompt`, and those of stage.data.test have `{kind}`; leave it out"
+        found.append(Problem("stage.against", said))
+    if kind == "prompt":
+        found += unfit_answers(stage.rollout, stage.max_length)
     task, called = _NEEDED[kind]
     if model is not None and model.task in _SAID and model.task != task:
         said = f"is {_SAID[model.task]}; the rows have `{kind}`, which are for {called}"

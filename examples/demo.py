@@ -39,13 +39,13 @@ def show_answers(client: Client, finished: Pipeline) -> None:
         table.add_column(what, style="green" if step == "after-ppo" else "")
     shared = sorted(set.intersection(*(set(samples) for samples in said.values())))
     # From end to end of the held-out prompts, which are in the order of their topics.
-    for index in shared[:: -(-len(shared) // SHOWN)]:
+    for index in shared[:: max(1, -(-len(shared) // SHOWN))]:
         answers = [samples[index] for samples in said.values()]
         table.add_row(
             _line(answers[0].prompt), *(f"{_line(one.answer)}\n[dim]reward {one.reward:+.2f}[/]" for one in answers)
         )
     means = [client.jobs.metrics(job.id, name="eval/reward")[-1].value for job in jobs.values()]
-    table.add_row(f"mean of {len(shared)}", *(f"[bold]{mean:+.2f}[/]" for mean in means))
+    table.add_row(f"mean reward of {len(shared)} prompts", *(f"[bold]{mean:+.2f}[/]" for mean in means))
     out.print(table)
 
 

@@ -9,15 +9,15 @@ from worker.errors import BadSpec, is_store_full
 
 # Configurations, tokenizers of every kind, chat templates. Other formats' weights stay where they are.
 _SMALL = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
-_TOKENIZERS = ("tokenizer*", "vocab*", "spiece.model", "*.tiktoken", "sentencepiece*", "merges.txt")
+# Of a tokenizer's files these are the large ones, which a download that is cut off has not come to.
+_TOKENIZERS = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
 _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def snapshot(name: str, revision: str, path: str, *, weights: bool = True) -> Path:
     """The folder of a hub's model at `revision`; without `weights`, its tokenizer will do.
 
-    The hub is asked for what is not here, and for nothing else: with all of it here, no network is needed. Raises
-    BadSpec, with the reference's `path` in the spec.
+    With all of it here, no network is needed. Raises BadSpec, with the reference's `path` in the spec.
     """
     if (found := _here(name, revision, weights)) is not None:
         return found
@@ -57,9 +57,12 @@ def _weights_of(folder: Path) -> list[str]:
         return [_ONE]
     index = json.loads((folder / _INDEX).read_bytes())
     try:
-        return sorted(set(index["weight_map"].values()))
+        files = sorted(set(index["weight_map"].values()))
     except (KeyError, TypeError, AttributeError):
         raise ValueError(f"{_INDEX} names no files") from None
+    if not all(isinstance(file, str) and Path(file).name == file for file in files):
+        raise ValueError(f"{_INDEX} names files outside its folder")
+    return files
 
 
 def _check(folder: Path, name: str, path: str) -> None:

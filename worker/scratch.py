@@ -70,17 +70,17 @@ def _culprit(given: dict[str, Any]) -> str:
     return f"{_PATH}.{below[0]}" if len(below) == 1 else _PATH
 
 
-def _check_ranges(given: dict[str, Any], vocabulary: int) -> None:
+def _check_ranges(given: dict[str, Any]) -> None:
     """What architectures take in silence, or say without the field's name. Raises BadSpec."""
     for field, value in given.items():
         if "drop" in field and type(value) in (int, float) and not 0 <= value <= 1:
             raise BadSpec(f"{_PATH}.{field}: must be a probability, from 0 to 1; got {value:g}")
-        if field.endswith("_token_id"):
-            for id in value if isinstance(value, list) else [value]:
-                if type(id) is int and not 0 <= id < vocabulary:
-                    raise BadSpec(
-                        f"{_PATH}.{field}: must be a token of the vocabulary, from 0 to {vocabulary - 1}; got {id}"
-                    )
+
+
+def _are_tokens(value: Any, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a special token's id, or a list of them, lies in the vocabulary."""
+    ids = value if isinstance(value, list) else [value]
+    return all(type(id) is not int or 0 <= id < len(tokenizer) for id in ids)
 
 
 def _config(given: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
@@ -97,8 +97,10 @@ def _config(given: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTra
             near = difflib.get_close_matches(field, known, n=1)
             hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(known))}"
             raise BadSpec(f"{_PATH}.{field}: {kind} has no such field; {hint}")
-    _check_ranges(given, len(tokenizer))
+    _check_ranges(given)
     special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
+    # A configuration that was copied may name special tokens of a larger vocabulary, or -1 for none.
+    given = {field: value for field, value in given.items() if field not in special or _are_tokens(value, tokenizer)}
     try:
         return AutoConfig.for_model(kind, vocab_size=len(tokenizer), **{**special, **given})
     except (StrictDataclassError, *_MAKES_NONE) as error:

@@ -100,6 +100,8 @@ async def test_an_evaluation_needs_the_model_and_the_reward_that_its_rows_are_fo
     right: list[tuple[str, str, Any]] = [
         ("text", writer, None), ("messages", writer, None), ("chosen", scorer, None), ("answers", scorer, None),
         ("prompt", writer, LENGTH),
+        # One spec for several test sets: where no answers are sampled, their reward is not looked at.
+        ("answers", scorer, LENGTH), ("text", writer, LENGTH),
     ]  # fmt: skip
     for kind, model, reward in right:
         await plane.submit(evaluation(model, file(allowed, ROWS[kind]), reward=reward))
@@ -111,12 +113,26 @@ async def test_an_evaluation_needs_the_model_and_the_reward_that_its_rows_are_fo
         ("messages", scorer, None, {"stage.model": "which are for a language model"}),
         ("chosen", writer, None, {"stage.model": "which are for a reward model"}),
         ("answers", writer, None, {"stage.model": "is a language model"}),
-        ("answers", scorer, LENGTH, {"stage.reward": "those of stage.data.test have `answers`; leave it out"}),
     ]
     for kind, model, reward, says in wrong:
         found = await refused(plane, evaluation(model, file(allowed, ROWS[kind]), reward=reward))
         assert found.keys() == says.keys()
         assert all(part in found[path] for path, part in says.items()), found
+
+
+@pytest.mark.parametrize(
+    ("rollout", "path"),
+    [
+        ({"max_new_tokens": 64}, "stage.rollout.max_new_tokens"),
+        ({"max_new_tokens": 4, "min_new_tokens": 5}, "stage.rollout.min_new_tokens"),
+    ],
+)
+async def test_answers_that_leave_no_room_are_refused_where_there_are_prompts(
+    plane: Plane, allowed: Path, writer: str, rollout: dict[str, int], path: str
+) -> None:
+    asked = {"reward": LENGTH, "rollout": rollout}
+    assert list(await refused(plane, evaluation(writer, file(allowed, ROWS["prompt"]), **asked))) == [path]
+    await plane.submit(evaluation(writer, file(allowed, ROWS["text"]), **asked))
 
 
 async def test_a_model_that_does_not_tell_what_it_is_for_is_left_to_the_worker(plane: Plane, allowed: Path) -> None:
@@ -127,7 +143,7 @@ async def test_a_model_that_does_not_tell_what_it_is_for_is_left_to_the_worker(p
 
 async def test_another_model_is_compared_on_prompts_alone(plane: Plane, allowed: Path, writer: str) -> None:
     spec = evaluation(writer, file(allowed, ROWS["text"]), against=writer, reward=LENGTH)
-    assert set(await refused(plane, spec)) == {"stage.against", "stage.reward"}
+    assert set(await refused(plane, spec)) == {"stage.against"}
 
 
 async def test_a_term_that_compares_with_the_answer_needs_one_in_every_row(

@@ -141,8 +141,9 @@ def test_a_field_that_is_wrong_does_not_hide_a_mix_that_is_wrong() -> None:
         # What a configuration leaves out is its family's default.
         (sft(max_length=2049, model={"config": {"model_type": "llama"}}), "stage.max_length", "at most 2048"),
         (sft(max_length=9, model={"config": {"model_type": "bloom", "seq_length": 8}}), "stage.max_length", "most 8"),
-        (evaluation(max_length=64, rollout={"max_new_tokens": 64}), "stage.rollout.max_new_tokens", "no room"),
-        (evaluation(rollout={"max_new_tokens": 4, "min_new_tokens": 5}), "stage.rollout.min_new_tokens", "at most"),
+        (sft(epochs=10_001), "stage.epochs", "at most 10,000"),
+        ({**sft(), "deepspeed": {"zero": 2, "config": {"prescale_gradients": True}}},
+         "deepspeed.config.prescale_gradients", "reduce_scatter: false"),
     ],
 )  # fmt: skip
 def test_an_impossible_spec_is_refused_with_its_path_and_what_would_be_right(change: Any, path: str, says: str) -> None:

@@ -83,8 +83,6 @@ def test_precision_is_the_specs_and_frequencies_keep_all_their_digits(tiny: Call
         ({**LLAMA, "intermediate_size": -5}, r"config.intermediate_size: makes no model"),
         ({**LLAMA, "head_dim": 0, "num_key_value_heads": 0}, r"config: makes no model"),
         ({**GPT2, "n_head": 0}, r"config.n_head: makes no model"),
-        ({**LLAMA, "pad_token_id": 9999}, r"config.pad_token_id: must be a token of the vocabulary, from 0 to 258"),
-        ({**LLAMA, "eos_token_id": [1, -2]}, r"config.eos_token_id: must be a token of the vocabulary.*got -2"),
         ({**LLAMA, "attention_dropout": 7}, r"config.attention_dropout: must be a probability, from 0 to 1; got 7"),
         ({**LLAMA, "attention_dropout": -0.5}, r"config.attention_dropout: must be a probability"),
         ({**GPT2, "resid_pdrop": 1.5}, r"config.resid_pdrop: must be a probability"),
@@ -95,6 +93,17 @@ def test_a_configuration_that_makes_no_model_is_told_by_its_field(
 ) -> None:
     with pytest.raises(BadSpec, match=told):
         tiny(config)
+
+
+@pytest.mark.parametrize(
+    "special", [{"pad_token_id": -1}, {"pad_token_id": 9999}, {"eos_token_id": [2, 128009]}, {"bos_token_id": 50256}]
+)
+def test_special_tokens_of_another_vocabulary_give_way_to_the_tokenizers_own(
+    tiny: Callable[..., Loaded], special: dict[str, Any]
+) -> None:
+    loaded = tiny({**LLAMA, **special})
+    (name,) = special
+    assert getattr(loaded.model.config, name) == getattr(loaded.tokenizer, name)
 
 
 def test_a_model_from_scratch_that_does_not_fit_into_memory_is_no_mistake_in_its_spec(

@@ -9,7 +9,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from worker.contract.evaluation import EvaluateStage
-from worker.contract.mixes import mixes_of_evaluation, mixes_of_ppo, offload_without_zero, warmup_past_the_end
+from worker.contract.mixes import (
+    mixes_of_evaluation,
+    mixes_of_ppo,
+    offload_without_zero,
+    scaled_before_it_is_scattered,
+    warmup_past_the_end,
+)
 from worker.contract.parts import Scratch
 from worker.contract.ppo import PpoStage
 from worker.contract.problem import Problem
@@ -41,6 +47,7 @@ STAGES: dict[str, type[BaseModel]] = {
     "rehearse": RehearseStage,
 }
 _MUST_BE = "must be "
+_MOST_EPOCHS = 10_000
 # Deeper than any spec, shallower than any recursion limit.
 _MAX_DEPTH = 100
 _BRANCHES = ("Scratch", "str", "float", "int", "constrained-str", "constrained-float")
@@ -132,7 +139,7 @@ def mixes(spec: JobSpec) -> list[Problem]:
     def wrong(path: str, message: str) -> None:
         found.append(Problem(path, message))
 
-    found += offload_without_zero(spec.deepspeed, "deepspeed")
+    found += offload_without_zero(spec.deepspeed, "deepspeed") + scaled_before_it_is_scattered(spec.deepspeed)
     if spec.evaluate is not None and isinstance(spec.stage, RehearseStage | EvaluateStage):
         wrong("evaluate", f"a job of {spec.stage.type} has nothing to evaluate on the way; leave it out")
     elif spec.evaluate is not None and (spec.evaluate.data is None) == (spec.evaluate.held_out is None):
@@ -146,6 +153,9 @@ def _train(stage: TrainStage, spec: JobSpec) -> list[Problem]:
     def wrong(path: str, message: str) -> None:
         found.append(Problem(path, message))
 
+    # Not a bound of the field: a job that was taken by an older version must still be read.
+    if stage.epochs is not None and stage.epochs > _MOST_EPOCHS:
+        wrong("stage.epochs", f"write at most {_MOST_EPOCHS:,}, or a number of `steps`; got {stage.epochs}")
     if stage.steps is not None and stage.epochs is not None:
         wrong("stage.epochs", "give `steps` or `epochs`, not both")
     if stage.batch % spec.ranks:

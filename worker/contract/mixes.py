@@ -5,6 +5,7 @@ from worker.contract.parts import DeepSpeed, Optimizer
 from worker.contract.ppo import PpoStage, Rollout
 from worker.contract.problem import Problem
 from worker.contract.rewards import ModelTerm, Reward
+from worker.contract.sharding import effective_zero
 from worker.contract.shared import of_a_shared_base
 from worker.contract.spec import JobSpec
 
@@ -14,6 +15,16 @@ def offload_without_zero(deepspeed: DeepSpeed, path: str) -> list[Problem]:
     if deepspeed.offload == "none" or deepspeed.zero > 0:
         return []
     return [Problem(f"{path}.offload", f"needs {path}.zero 1, 2 or 3; write one of them, or offload: none")]
+
+
+def scaled_before_it_is_scattered(deepspeed: DeepSpeed) -> list[Problem]:
+    """DeepSpeed's ZeRO 1 and 2 cannot do both."""
+    told = deepspeed.config
+    scatters = told.zero_optimization.reduce_scatter is not False
+    if not told.prescale_gradients or not scatters or effective_zero(deepspeed) not in (1, 2):
+        return []
+    said = "needs zero_optimization.reduce_scatter: false at ZeRO 1 and 2; leave it out, or write that"
+    return [Problem("deepspeed.config.prescale_gradients", said)]
 
 
 def warmup_past_the_end(optimizer: Optimizer, steps: int | None, path: str) -> list[Problem]:
@@ -34,7 +45,7 @@ def mixes_of_ppo(stage: PpoStage, spec: JobSpec) -> list[Problem]:
         if optimizer is not None:
             found += warmup_past_the_end(optimizer, stage.steps, f"stage.{name}.optimizer")
     found += warmup_past_the_end(stage.optimizer, stage.steps, "stage.optimizer")
-    found += _answers(stage.rollout, stage.max_length)
+    found += unfit_answers(stage.rollout, stage.max_length)
     if (stage.ppo.ptx > 0) != (stage.data.ptx is not None):
         said = "give both `data.ptx` (rows of dialogues) and `ppo.ptx` (their weight), or neither"
         found.append(Problem("stage.data.ptx", said))
@@ -59,7 +70,7 @@ def _rows(stage: PpoStage, spec: JobSpec) -> list[Problem]:
     return []
 
 
-def _answers(rollout: Rollout, max_length: int) -> list[Problem]:
+def unfit_answers(rollout: Rollout, max_length: int) -> list[Problem]:
     """Answers that fill a row, or that must be longer than they may be."""
     found = []
     if rollout.max_new_tokens >= max_length:
@@ -85,8 +96,8 @@ def _rewards(reward: Reward) -> list[Problem]:
 def mixes_of_evaluation(stage: EvaluateStage) -> list[Problem]:
     """What is wrong between the fields of an evaluation."""
     found = []
-    if stage.reward is not None:  # else no answers are sampled
-        found += _rewards(stage.reward) + _answers(stage.rollout, stage.max_length)
+    if stage.reward is not None:
+        found += _rewards(stage.reward)
     if stage.against is not None and stage.reward is None:
         found.append(Problem("stage.reward", "is needed to tell which of two answers wins"))
     return found

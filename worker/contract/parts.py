@@ -71,6 +71,7 @@ class DeepSpeedConfig(Strict):
 
     zero_optimization: ZeroOptimization = ZeroOptimization()
     communication_data_type: Literal["fp32", "bf16", "fp16"] | None = None
+    prescale_gradients: bool | None = None
     wall_clock_breakdown: bool | None = None
 
 

@@ -27,8 +27,8 @@ class TrainStage(Strict):
         description="a reference to the rows, or `{train, truncate}`"
     )
     steps: PositiveInt | None = Field(default=None, description="optimizer updates; give this or `epochs`")
-    epochs: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
-        default=None, description="passes over the data; 1 if `steps` is absent too"
+    epochs: PositiveInt | None = Field(
+        default=None, description="passes over the data, at most 10,000; 1 if `steps` is absent too"
     )
     batch: PositiveInt = Field(default=8, description="rows (packed sequences, with packing) an update, over all ranks")
     micro_batch: PositiveInt | None = Field(

@@ -64,7 +64,8 @@ class Course:
         own, common, folder = found
         self.step, self.tokens, self.evaluated = common["step"], common["tokens"], common["evaluated"]
         for name, kept in self._kept.items():
-            kept.load(common["kept"][name])
+            if name in common["kept"]:  # a checkpoint of an older version has fewer
+                kept.load(common["kept"][name])
         if self.ema is not None:
             self.ema.load(own["ema"])
         if common["hand"] is not None:
@@ -118,9 +119,12 @@ class Course:
             self.save()
         raise Stopped
 
-    def save(self) -> None:
-        """Seals a checkpoint of how things stand, unless one is there (or nothing has been done that could be lost)."""
-        if (mark := self._mark) == self._saved or not any(mark[:2]):
+    def save(self, *, anyway: bool = False) -> None:
+        """Seals a checkpoint of how things stand, unless one is there (or nothing has been done that could be lost).
+
+        `anyway`: also where only what guards remember is new.
+        """
+        if ((mark := self._mark) == self._saved and not anyway) or not any(mark[:2]):
             return
         step, part, _ = mark
         self.context.channel.report("saving")

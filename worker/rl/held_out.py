@@ -50,7 +50,7 @@ class HeldOut:
         assert isinstance(spec.stage, PpoStage)
         self._reward, self._ranks = spec.stage.reward, ranks
 
-    def evaluate(self) -> tuple[dict[str, float], Measured]:
+    def evaluate(self, step: int) -> tuple[dict[str, float], Measured]:
         """`eval/reward` and each of its terms, `eval/win_rate` against the actor as it began (by the same seeds),
         `eval/kl` and `eval/length`, over all ranks, and what guards look at; all ranks call it."""
         count, world = len(self._prompts), self._ranks.world
@@ -72,12 +72,13 @@ class HeldOut:
         ordered = [found[index] for index in range(count)]
         terms = by_term([one for one, _ in ordered])
         rewards = weighted(self._reward, terms, [answer.ended for _, answer in ordered])
-        if self._opening.rewards is None:
+        if step == 0:
             self._opening.rewards = rewards
+        before = self._opening.rewards
         metrics = {
             "eval/reward": fmean(rewards),
             **{f"eval/reward/{title}": fmean(values) for title, values in terms.items()},
-            "eval/win_rate": win_rate(rewards, self._opening.rewards),
+            **({"eval/win_rate": win_rate(rewards, before)} if before is not None else {}),
             "eval/kl": fmean(float((one.logprobs - one.reference).sum()) for one, _ in ordered),
             "eval/length": fmean(len(answer.answer) for _, answer in ordered),
         }

@@ -63,5 +63,5 @@ class Lookout:
                 raise course.diverged(f"step {step}: {one.message}")
         for one in tripped:
             if one.then == "pause":
-                course.save()
+                course.save(anyway=course.hand is not None)
                 raise PausedByGuard(f"step {step}: {one.message}")

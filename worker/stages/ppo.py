@@ -234,7 +234,7 @@ class Ppo:
         due = step in (0, self.stage.steps) or (every is not None and step % every == 0)
         if not self.material.held_out or not due or self.course.evaluated == step or self.course.hand is not None:
             return
-        metrics, found = self.held_out.evaluate()
+        metrics, found = self.held_out.evaluate(step)
         self.course.evaluated = step
         self.course.report(metrics)
         self.lookout.held_out(self.course, found)
