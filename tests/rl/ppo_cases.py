@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from tests.engine import jobs
 from tests.engine.jobs import Ended
 from tests.rl.ppo_jobs import Job
 
@@ -179,9 +180,8 @@ def sharded(rank: int, world: int, job: Job) -> tuple[Ended, dict[str, Any]]:
         ppo.load_roles = load
 
 
-def with_a_fault(rank: int, world: int, job: Job, fault: str) -> Ended:
+def with_a_fault(rank: int, world: int, job: Job, fault: str, number: int = 1, plan: jobs.Plan = jobs.Plan()) -> Ended:
     """An attempt of a worker that has something wrong."""
-    from tests.engine import jobs
     from worker.rl import roles
     from worker.rl.judge import Judge
     from worker.stages import ppo
@@ -212,6 +212,6 @@ def with_a_fault(rank: int, world: int, job: Job, fault: str) -> Ended:
         case "little memory":
             ppo.load_roles = in_little_memory
     try:
-        return jobs.attempt(rank, world, job, 1)
+        return jobs.attempt(rank, world, job, number, plan)
     finally:
         Judge._policy, roles.pretrained, ppo.load_roles = judge, actor, load

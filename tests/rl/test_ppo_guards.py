@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.engine import jobs
-from tests.engine.jobs import Ended
+from tests.engine.jobs import Ended, Plan
 from tests.engine.pool import Pool
 from tests.rl import ppo_cases, ppo_jobs
 from tests.rl.test_reward_service import Server
@@ -37,6 +37,18 @@ def test_a_job_that_judges_at_another_temperature_than_it_learns_is_stopped_by_i
     assert ended.outcome == "Diverged" and "guards.ratio.max" in ended.message
     assert "RatioGuard" in ended.events
     assert one.run(jobs.attempt, job, 2)[0].outcome == "Finished"
+
+
+def test_a_pause_before_an_update_that_was_stopped_in_before_is_made_once(one: Pool, tmp_path: Path) -> None:
+    rollout = {"prompts": 8, "slots": 4, "max_new_tokens": 8, "temperature": 0.5}
+    job = ppo_jobs.ppo(tmp_path, stage__rollout=rollout, stage__guards={"ratio": {"then": "pause"}})
+    amid = Plan(stop_at=30)  # after the answers were judged, before the first update
+    stopped: Ended = one.run(ppo_cases.with_a_fault, job, "another temperature", 1, amid)[0]
+    assert stopped.outcome == "Stopped", stopped.message
+    assert [m["checkpoint"]["part"] for m in stopped.said if m["kind"] == "checkpoint"] == [9], stopped.message
+    paused: Ended = one.run(jobs.attempt, job, 2)[0]
+    assert paused.outcome == "PausedByGuard" and "guards.ratio.max" in paused.message
+    assert one.run(jobs.attempt, job, 3)[0].outcome == "Finished"
 
 
 def test_a_weight_that_no_gradient_reaches_ends_the_job_with_its_name(one: Pool, tmp_path: Path) -> None:
