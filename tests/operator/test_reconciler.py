@@ -171,7 +171,7 @@ async def test_words_that_no_database_takes_hold_no_job_up(plane: Plane) -> None
     events = {event.type: event.message for event in await plane.events(job)}
     assert events["Said"] == "fine"
     assert "\0" not in "".join(events.values())
-    assert "were refused, and are lost" in events["ReportsLost"]
+    assert "1 of its reports could not be read from the spool, and are lost" in events["ReportsLost"]
 
 
 async def test_a_checkpoint_that_was_sealed_but_not_told_of_counts(plane: Plane) -> None:
