@@ -205,6 +205,8 @@ def test_an_older_attempt_that_was_frozen_before_its_first_report_writes_nothing
         frozen.send_signal(signal.SIGSTOP)
         ended = comes_to(mortal, job, "succeeded")
         assert ended.attempt == 2
+        spools = mortal.data / "store" / "jobs" / job
+        wait_until(lambda: not list(spools.glob("*/spool")), what="the end of tidying up")
         before = everything(mortal, job)
         frozen.send_signal(signal.SIGCONT)
         assert frozen.wait(timeout=60) != 0
