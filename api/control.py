@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from api.folder import Store
 from api.inputs import Resolver
 from api.logs import Logs
+from api.operator.site import Site
 from api.settings import Settings
 from api.store.database import Database
 from api.store.wakeups import Wakeups
@@ -48,6 +49,8 @@ class ControlPlane:
     resolver: Resolver
     logs: Logs
     pulse: Pulse
+    site: Site | None = None
+    """Where attempts run on Kubernetes; None: they are processes of this machine."""
 
     @classmethod
     def of(cls, settings: Settings) -> "ControlPlane":

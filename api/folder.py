@@ -59,6 +59,10 @@ class Store:
         """The folder of the logs of an attempt that is over."""
         return self.root / "logs" / job / f"a{attempt}"
 
+    def live_logs(self, job: str, attempt: int) -> Path:
+        """Where the ranks of an attempt on a cluster write their logs."""
+        return self.root / "jobs" / job / f"a{attempt}" / "log"
+
     def kept_log(self, job: str, attempt: int, rank: int, start: int) -> Path:
         """Where the operator keeps a rank's log; of a long one only what it said from byte `start` on."""
         begins = f".from-{start}" if start else ""

@@ -13,8 +13,10 @@ from api import hub
 from api.fit import unfit
 from api.folder import Store
 from api.foreseen import foreseen
+from api.operator.site import Site
 from api.patterns import unfit_patterns
 from api.rows import comparing, line_without_answer, unfit_rows
+from api.runnable import not_runnable
 from api.services import unfit_services
 from api.settings import Settings
 from api.store import files, models
@@ -50,8 +52,8 @@ class _Found(NamedTuple):
 class Resolver:
     """Resolves the references of specs."""
 
-    def __init__(self, settings: Settings, database: Database, store: Store) -> None:
-        self._settings, self._database, self._store = settings, database, store
+    def __init__(self, settings: Settings, database: Database, store: Store, site: Site | None = None) -> None:
+        self._settings, self._database, self._store, self._site = settings, database, store, site
         self._weights = Weights()
 
     async def resolve(self, spec: JobSpec, *, data: bool = True) -> dict[str, Input]:
@@ -82,7 +84,7 @@ class Resolver:
         self, spec: JobSpec, *, data: bool = True, made: Mapping[str, Mapping[str, Config]] | None = None
     ) -> _Found:
         """All that the references lead to. `made` is what earlier steps of a pipeline will hand over."""
-        found = _Found({}, {}, {}, self._unfit(spec) + unfit_services(spec, self._settings) + unfit_patterns(spec))
+        found = _Found({}, {}, {}, unfit_services(spec, self._settings) + unfit_patterns(spec))
         actor: str | None = None
         for wanted in references(spec):
             path, called = wanted.path, wanted.reference
@@ -105,12 +107,8 @@ class Resolver:
             except Unresolved as error:
                 found.problems.append(Problem(path, str(error)))
         found.problems.extend(unfit_rows(spec, found.inputs, found.rows, found.models))
+        found.problems.extend(not_runnable(spec, found.inputs, self._settings, self._site))
         return found
-
-    def _unfit(self, spec: JobSpec) -> list[Problem]:
-        if self._settings.cluster == "local" and spec.resources.nodes > 1:
-            return [Problem("resources.nodes", f"this cluster is one machine; write 1, not {spec.resources.nodes}")]
-        return []
 
     async def _data(self, wanted: Wanted, spec: JobSpec) -> tuple[Input, RowKind]:
         reference = wanted.reference

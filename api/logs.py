@@ -76,7 +76,8 @@ class Logs:
     def _files(self, job: str, attempt: int) -> dict[int, _File]:
         """The log of each rank: the live one, or else the kept one."""
         found: dict[int, _File] = {}
-        for folder in (self._store.kept_logs(job, attempt), self._attempts / f"{job}-a{attempt}" / "log"):
+        live = (self._attempts / f"{job}-a{attempt}" / "log", self._store.live_logs(job, attempt))
+        for folder in (self._store.kept_logs(job, attempt), *live):
             for path in folder.iterdir() if folder.is_dir() else ():
                 if name := _FILE.fullmatch(path.name):
                     found[int(name[1])] = _File(path, int(name[2] or 0))

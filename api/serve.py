@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Literal
 
@@ -21,13 +22,19 @@ from api.control import ControlPlane
 from api.domain.decide import Rules
 from api.domain.outcome import Backoff
 from api.main import create_app, create_worker_app
+from api.operator.cluster import Cluster
+from api.operator.kube_api import KubeApi, NoCluster, connect
+from api.operator.kubernetes import KubernetesCluster
 from api.operator.leader import Leader
 from api.operator.local import LocalCluster
 from api.operator.reconciler import Operator
-from api.settings import Settings
+from api.operator.site import Site, load_worker_pod
+from api.settings import BadSettings, Settings
+from api.store import installation
 from api.store.migrate import migrate
 from api.uploads import sweep
 
+_MANY = 1_000_000
 Role = Literal["all", "api", "operator"]
 log = logging.getLogger(__name__)
 
@@ -63,7 +70,7 @@ async def running(settings: Settings, role: Role = "all") -> AsyncIterator[Runni
     _make(settings.data)
     async with contextlib.AsyncExitStack() as stack:
         # The operator of one machine takes every attempt in the data folder for its own, whatever database it uses.
-        if settings.sqlite or role in ("all", "operator"):
+        if settings.sqlite or (role in ("all", "operator") and settings.cluster == "local"):
             stack.enter_context(_only_one(settings.data / "lock"))
         control = ControlPlane.of(settings)
         stack.push_async_callback(control.database.dispose)
@@ -74,6 +81,7 @@ async def running(settings: Settings, role: Role = "all") -> AsyncIterator[Runni
         except OSError as error:
             raise CannotStart(f"the store {settings.store_path} cannot be written: {error.strerror}") from None
         await sweep(control.store, control.database)
+        control = await _placed(control)
         url = worker_url = None
         tasks: list[asyncio.Task[None]] = []
         servers: list[_Server] = []
@@ -106,6 +114,28 @@ async def running(settings: Settings, role: Role = "all") -> AsyncIterator[Runni
         for result in results:
             if isinstance(result, Exception):
                 raise result
+
+
+async def _placed(control: ControlPlane) -> ControlPlane:
+    """The control plane with its place on Kubernetes, where it has one. Raises CannotStart."""
+    settings = control.settings
+    if settings.worker_pod is None or settings.cluster != "kubernetes":
+        return control
+    try:
+        pod = load_worker_pod(settings.worker_pod)
+    except BadSettings as error:
+        raise CannotStart(str(error)) from None
+    mount = settings.store_mount or str(settings.store_path)
+    site = Site(
+        namespace=settings.namespace,
+        installation=await installation.name(control.database),
+        worker_url=settings.worker_url,
+        store_url=Path(mount).as_uri(),
+        store_claim=settings.store_claim,
+        store_path=mount,
+        pod=pod,
+    )
+    return replace(control, site=site)
 
 
 async def _open_database(control: ControlPlane) -> None:
@@ -145,16 +175,40 @@ async def serve(settings: Settings, role: Role) -> None:
 
 
 async def _operate(control: ControlPlane, stop: asyncio.Event) -> None:
+    async with _cluster(control) as cluster:
+        await _reconcile(control, cluster, stop)
+
+
+@contextlib.asynccontextmanager
+async def _cluster(control: ControlPlane) -> AsyncIterator[Cluster]:
+    """What runs attempts, open until the end of the block. Raises CannotStart."""
+    settings = control.settings
+    if control.site is None:
+        yield LocalCluster(settings.data, settings.store_url, settings.worker_url_file)
+        return
+    try:
+        client = await connect(settings.kubeconfig)
+    except NoCluster as error:
+        raise CannotStart(str(error)) from None
+    async with (
+        client,
+        KubernetesCluster.open(KubeApi(client, settings.namespace), control.site, control.store.root) as it,
+    ):
+        yield it
+
+
+async def _reconcile(control: ControlPlane, cluster: Cluster, stop: asyncio.Event) -> None:
     settings = control.settings
     operator = Operator(
         database=control.database,
-        cluster=LocalCluster(settings.data, settings.store_url, settings.worker_url_file),
+        cluster=cluster,
         wakeups=control.wakeups,
         tokens=control.tokens,
         # With SQLite the data folder's lock says that no other control plane is up.
         leader=Leader(control.database, alone=settings.sqlite),
         store=control.store.root,
-        places=settings.local_jobs,
+        # On Kubernetes, its scheduler and its queues give places.
+        places=settings.local_jobs if settings.cluster == "local" else _MANY,
         rules=Rules(Backoff(settings.back_off)),
     )
     control.pulse.watch(lambda: operator.alive)

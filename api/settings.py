@@ -37,7 +37,26 @@ class Settings(BaseSettings):
 
     data: Path = Field(default=Path("rlhf-data"), description="the folder that holds all that one machine keeps")
     database_url: str = Field(default="", description="absent: SQLite in the data folder; else postgresql://…")
-    cluster: Literal["local"] = Field(default="local", description="what runs attempts: processes of this machine")
+    cluster: Literal["local", "kubernetes"] = Field(
+        default="local", description="what runs attempts: `local`, processes of this machine; `kubernetes`, Jobs"
+    )
+    namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")] = Field(
+        default="rlhf", description="on Kubernetes: where the attempts' objects are made"
+    )
+    kubeconfig: Path | None = Field(
+        default=None, description="on Kubernetes: absent, the pod's own account, or the home folder's configuration"
+    )
+    worker_pod: Path | None = Field(
+        default=None, description="on Kubernetes: a YAML file with the image of workers, and more of their pods"
+    )
+    worker_url: str = Field(
+        default="",
+        description="on Kubernetes: where pods reach the workers' listener, such as http://rlhf-workers:8001",
+    )
+    store_claim: str = Field(default="", description="on Kubernetes: the claim of the volume that is the store")
+    store_mount: str = Field(
+        default="", description="on Kubernetes: where pods mount that volume; absent: at the store's path here"
+    )
     local_jobs: Annotated[int, Field(ge=1, le=64)] = Field(default=1, description="jobs that run at once")
     back_off: Annotated[float, Field(gt=0, le=300)] = Field(
         default=10.0, description="before a next attempt; doubles with each one in a row, up to 5 minutes"
@@ -119,6 +138,17 @@ class Settings(BaseSettings):
         # Workers run in other folders: all that they are handed is absolute.
         object.__setattr__(self, "data", self.data.expanduser().absolute())
         object.__setattr__(self, "allowed_paths", [p.expanduser().absolute() for p in self.allowed_paths])
+        return self
+
+    @model_validator(mode="after")
+    def _whole_cluster(self) -> "Settings":
+        if self.cluster == "kubernetes":
+            needed = {"WORKER_POD": self.worker_pod, "WORKER_URL": self.worker_url, "STORE_CLAIM": self.store_claim}
+            if missing := [name for name, value in needed.items() if not value]:
+                raise ValueError(f"CLUSTER=kubernetes needs {', '.join(missing)}, too")
+            parts = urlsplit(self.worker_url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError(f"WORKER_URL: {self.worker_url} is no URL; write such as http://rlhf-workers:8001")
         return self
 
     @property

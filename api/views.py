@@ -171,6 +171,11 @@ class DryRun(View):
 
     spec: Spec
     inputs: dict[str, Input]
+    manifest: list[dict[str, Any]] | None = Field(
+        default=None,
+        description="the objects that its first attempt would be made of on Kubernetes, with sentences in the place of "
+        "what is secret; null: this control plane runs processes of its own machine",
+    )
 
 
 class AttemptView(View):

@@ -5,7 +5,20 @@ from typing import Annotated
 
 import typer
 
-from client.commands import estimate, files, jobs, logs, metrics, models, pipelines, samples, serve, submit, watch
+from client.commands import (
+    estimate,
+    files,
+    jobs,
+    logs,
+    manifest,
+    metrics,
+    models,
+    pipelines,
+    samples,
+    serve,
+    submit,
+    watch,
+)
 from client.problems import ApiError
 from client.terminal import fail
 from worker.contract.check import InvalidSpec
@@ -19,7 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train models by posting a spec. `rlhf serve` starts a control plane here; all else talks to one.",
 )
-for part in (serve, submit, estimate, watch, jobs, logs, metrics, samples):
+for part in (serve, submit, estimate, manifest, watch, jobs, logs, metrics, samples):
     app.add_typer(part.app)
 app.add_typer(files.app, name="files")
 app.add_typer(models.app, name="models")

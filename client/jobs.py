@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from client.problems import Ambiguous
+from client.problems import Ambiguous, NoObjects
 from client.records import Attempt, Checkpoint, DryRun, Event, Job, LogLine, Point, Sample
 from client.streams import follow
 from client.transport import Transport
@@ -29,6 +29,13 @@ class Jobs:
         """What `create` would give: the spec checked, its references resolved, nothing stored. Raises Problem."""
         answer = self._transport.call("POST", "/v1/jobs", params={"dry_run": "true"}, json=_plain(spec))
         return DryRun.model_validate(answer.json())
+
+    def manifest(self, spec: JobSpec | dict[str, Any]) -> list[dict[str, Any]]:
+        """The objects that a spec would be made of on Kubernetes, without secrets. Raises Problem, NoObjects."""
+        objects = self.dry_run(spec).manifest
+        if objects is None:
+            raise NoObjects()
+        return objects
 
     def all(
         self,

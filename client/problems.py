@@ -30,6 +30,13 @@ class Ambiguous(ApiError):
     """A name that is no job's, or several jobs'."""
 
 
+class NoObjects(ApiError):
+    """A control plane that is not on Kubernetes."""
+
+    def __init__(self) -> None:
+        super().__init__("This control plane runs jobs as processes of its machine, and creates no objects.")
+
+
 class Problem(ApiError):
     """The server's refusal (problem+json, RFC 9457), in its own sentences."""
 

@@ -78,6 +78,8 @@ class DryRun(Record):
 
     spec: dict[str, Any]
     inputs: dict[str, Any]
+    manifest: list[dict[str, Any]] | None = None
+    """The objects on Kubernetes; None: the control plane runs processes."""
 
 
 class Attempt(Record):

@@ -135,6 +135,8 @@ def _kind(annotation: Any) -> str:
         if annotation in STAGES:
             return f"`{annotation.model_fields['type'].annotation.__args__[0]}`"  # type: ignore[union-attr]
         return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
+    if origin is list and len(inner := _models_in(arguments[0])) == 1:
+        return f"a list of {_kind(inner[0])}"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     return words.get(origin or annotation, {dict: "an object", list: "a list"}.get(origin, ""))
 

@@ -1,28 +1,31 @@
-"""The launcher: one process for all ranks of one machine. It starts them, hands signals on, waits, and tells the end.
+"""The launcher of node 0: it starts the ranks, hands signals on, waits for all nodes' ranks, and tells the end.
 
-Its main thread sleeps until a rank, a signal or the reporter has something for it. It imports no torch.
+Its main thread sleeps until a rank, a signal or the reporter has something for it. It imports no torch. The launchers
+of other nodes follow it (`worker/follower.py`).
 """
 
 import queue
-import selectors
-import signal
-import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worker.channel import Stop
 from worker.contract.order import Order
-from worker.contract.protocol import Exit, Finish, Termination
+from worker.contract.protocol import Exit, Finish
+from worker.crew import Crew, node_index
 from worker.errors import BadSpec
+from worker.logs import log
 from worker.outbox import Outbox
 from worker.outcome import Outcome, judge
 from worker.paths import store_path
-from worker.ranks import Rank, spawn
+from worker.ranks import Rank
 from worker.reporter import DRAIN, Heard, Reporter, Word
 from worker.termination import TerminationFile
-from worker.wakeup import Wakeup
+
+if TYPE_CHECKING:
+    from worker.nodes import Nodes
 
 # Seconds that a SIGTERM waits to hear whether the owner wants a checkpoint at all.
 ASK_WITHIN = 2.0
@@ -30,41 +33,44 @@ ASK_WITHIN = 2.0
 AFTER_FAILURE = 3.0
 # What of the grace is kept for the last reports: a share of it, and at most these seconds.
 _KEPT_SHARE, _KEPT_SECONDS = 0.2, 5.0
+# Seconds that the other nodes have to hear how the attempt ended.
+_FAREWELL = 2.0
 
 
 def launch(order: Order, order_file: Path, lock_fd: int | None) -> int:
-    """Runs an attempt to its end, writes its termination message, and gives the exit code."""
+    """Runs this node's part of an attempt to its end, writes its termination message, and gives the exit code."""
     outbox = Outbox()
-    termination = TerminationFile(Path(order.termination_file))
+    file = TerminationFile(Path(order.termination_file), order.termination_limit)
     undelivered = 0
     try:
-        launcher = Launcher(order, order_file, lock_fd, outbox, termination)
-        outcome = launcher.run()
-        if outcome is None:
-            # This attempt was over before it began: nothing of it may be touched, its own folder least of all.
-            return Exit.FAILED
-        undelivered = launcher.deliver(outcome.finish)
+        if (node := node_index(order)) > 0:
+            from worker.follower import follow
+
+            return follow(order, order_file, lock_fd, node, file)
+        with Launcher(order, order_file, lock_fd, outbox, file) as launcher:
+            outcome = launcher.run()
+            if outcome is None:
+                # This attempt was over before it began: nothing of it may be touched, its own folder least of all.
+                return Exit.FAILED
+            undelivered = launcher.deliver(outcome.finish)
     except BadSpec as failure:
         outcome = _failed(Exit.BAD_SPEC, failure.reason, failure.message)
     except Exception:
         traceback.print_exc()
         outcome = _failed(Exit.FAILED, "WorkerError", f"the launcher itself failed:\n{traceback.format_exc()[-4000:]}")
-    said = outcome.finish.model_dump()
-    termination.write(Termination(**said, exit_code=outcome.exit, step=outbox.step, undelivered=undelivered))
-    _log(f"ended with {outcome.exit}: {outcome.finish.reason} {outcome.finish.message}")
+    file.write(outcome.termination(step=outbox.step, undelivered=undelivered))
+    log(f"ended with {outcome.exit}: {outcome.finish.reason} {outcome.finish.message}")
     return outcome.exit
 
 
 class Launcher:
     """One attempt, from its first report until its ranks have ended and its reports are delivered."""
 
-    def __init__(
-        self, order: Order, order_file: Path, lock_fd: int | None, outbox: Outbox, termination: TerminationFile
-    ):
+    def __init__(self, order: Order, order_file: Path, lock_fd: int | None, outbox: Outbox, file: TerminationFile):
         """Starts the ranks, which wait. Raises BadSpec for a store that cannot be reached, OSError."""
         self._order = order
         self._outbox = outbox
-        self._termination = termination
+        self._termination = file
         self._heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()
         self._signalled = False
         self._asked_at: float | None = None
@@ -77,24 +83,39 @@ class Launcher:
         self._over = False
         self._refused: str | None = None
         self._reporter = Reporter(order, outbox, store_path(order.store) / order.folder / "spool", self._tell)
-        self._selector = selectors.DefaultSelector()
-        self._wakeup = Wakeup()
-        self._selector.register(self._wakeup, selectors.EVENT_READ, None)
-        self._wakeup.listen({signal.SIGTERM: self._asked, signal.SIGINT: self._asked})
-        self._ranks = spawn(order, order_file, lock_fd)
-        for rank in self._ranks:
-            self._selector.register(rank.line, selectors.EVENT_READ, rank)
-        _log(f"attempt {order.attempt} of {order.job}: {len(self._ranks)} ranks")
+        self._reporting = False
+        self._crew = Crew(order, order_file, lock_fd, 0, self._asked)
+        self._ranks: list[Rank] = [*self._crew.ranks]
+        self._nodes = _other_nodes(order, self._crew.wake, self._asked)
+        if self._nodes is not None:
+            self._ranks += self._nodes.ranks
+        log(f"attempt {order.attempt} of {order.job}: {len(self._ranks)} ranks")
+
+    def __enter__(self) -> "Launcher":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Returns when the other nodes have heard the end and the logs are written, or within seconds."""
+        if self._nodes is not None:
+            self._nodes.close(_FAREWELL)
+        self._crew.close()
 
     def run(self) -> Outcome | None:
         """Runs until all ranks have ended. None: the attempt was over before it was accepted."""
-        self._reporter.start()
         try:
+            self._report_once_all_are_here()
             while any(rank.end is None for rank in self._ranks):
                 self._turn()
         finally:
             # Also when the launcher itself is at fault: no rank goes on without it.
             self._kill()
+        outcome = self._judged()
+        if self._nodes is not None:
+            said = outcome.termination(step=self._outbox.step) if outcome is not None else None
+            self._nodes.tell(outcome.exit if outcome is not None else Exit.FAILED, said)
+        return outcome
+
+    def _judged(self) -> Outcome | None:
         if self._over:
             message = "the control plane says that this attempt is over"
             return _stopped(message) if self._reporter.accepted else None
@@ -115,20 +136,20 @@ class Launcher:
 
     def _turn(self) -> None:
         """Sleeps until something happens or a deadline passes, and answers it."""
-        for key, _ in self._selector.select(self._until_next_deadline()):
-            if key.data is None:
-                self._wakeup.clear()
-            else:
-                self._hear_rank(key.data)
+        for rank in self._crew.sleep(self._until_next_deadline()):
+            self._hear_rank(rank)
+        self._report_once_all_are_here()
         if self._signalled and self._asked_at is None:
             self._hear_signal()
         while not self._heard.empty():
             self._hear_control(self._heard.get())
         for rank in self._ranks:
-            if rank.end is None and rank.ended():
-                # Everything it said before its end is in the socket by now.
+            if rank.end is None and (rank.waiting or rank.ended()):
+                # Everything that it said before its end has come by now.
+                ended = rank.ended()
                 self._hear_rank(rank)
-                self._hear_end(rank)
+                if ended:
+                    self._hear_end(rank)
         now = time.monotonic()
         if self._asked_at is not None and self._stop is None and now >= self._asked_at + ASK_WITHIN:
             self._ask_to_stop("save")
@@ -136,6 +157,12 @@ class Launcher:
             self._kill_at = None
             self._stopping = f"not done within the grace of {self._order.spec.checkpoint.grace:g} s"
             self._kill()
+
+    def _report_once_all_are_here(self) -> None:
+        """An attempt has begun when all its ranks can: until then the control plane hears nothing of it."""
+        if not self._reporting and (self._nodes is None or self._nodes.here):
+            self._reporting = True
+            self._reporter.start()
 
     def _hear_rank(self, rank: Rank) -> None:
         for message in rank.messages():
@@ -150,20 +177,17 @@ class Launcher:
                 # does not wait here, where it can be lost, once the checkpoint is whole.
                 if message["kind"] == "checkpoint" or message.get("activity") == "saving":
                     self._reporter.nudge()
-        if rank.hung_up and rank.line in self._selector.get_map():
-            # Its process is as good as gone; to wait for its end on this line would be to spin.
-            self._selector.unregister(rank.line)
 
     def _hear_end(self, rank: Rank) -> None:
         """A rank that ended otherwise than well takes the others with it, after a moment to say why."""
         end = rank.settle()
         if not end.well:
-            _log(f"rank {rank.number} ended with {end.code}")
+            log(f"rank {rank.number} ended with {end.code}")
             self._limit(time.monotonic() + AFTER_FAILURE)
 
     def _hear_signal(self) -> None:
         self._asked_at = time.monotonic()
-        _log("asked to stop by a signal")
+        log("asked to stop by a signal")
         if self._reporter.accepted:
             self._begin_grace()
             self._reporter.nudge()
@@ -174,12 +198,13 @@ class Launcher:
         match heard.word:
             case Word.ACCEPTED:
                 self._termination.reserve()
+                self._crew.logs.begin()
                 self._say({"start": True})
             case Word.REFUSED:
                 self._refused = heard.why
                 self._kill()
             case Word.OVER:
-                _log(f"this attempt is over: {heard.why}")
+                log(f"this attempt is over: {heard.why}")
                 self._over = True
                 self._kill()
             case Word.WISH if heard.desired == "cancel":
@@ -198,7 +223,7 @@ class Launcher:
         self._begin_grace()
         self._outbox.stopping()
         self._reporter.nudge()
-        _log(f"the ranks are asked to stop: {stop}")
+        log(f"the ranks are asked to stop: {stop}")
         if self._outbox.begun:
             self._say({"stop": stop})
         else:
@@ -238,21 +263,25 @@ class Launcher:
     def _tell(self, heard: Heard) -> None:
         """Called by the reporter's thread."""
         self._heard.put(heard)
-        self._wakeup.wake()
+        self._crew.wake()
 
     def _asked(self) -> None:
-        """Called by a signal's handler, in the midst of anything; a second signal changes nothing."""
+        """Called by a signal's handler, or another node's, in the midst of anything; a second changes nothing."""
         self._signalled = True
 
 
+def _other_nodes(order: Order, wake: Callable[[], None], asked: Callable[[], None]) -> "Nodes | None":
+    if order.spec.resources.nodes == 1:
+        return None
+    # An event loop is imported only by those who need one: most attempts have one node, and are to begin at once.
+    from worker.nodes import Nodes
+
+    return Nodes(order, wake, asked)
+
+
 def _failed(exit_code: int, reason: str, message: str) -> Outcome:
-    return Outcome(exit_code, Finish(outcome="failed", reason=reason, message=message))
+    return Outcome(exit_code, Finish(outcome="failed", reason=reason, message=message[:8192]))
 
 
 def _stopped(message: str) -> Outcome:
     return Outcome(Exit.STOPPED, Finish(outcome="stopped", reason="Stopped", message=message))
-
-
-def _log(sentence: str) -> None:
-    """A line for a person: the cluster keeps the launcher's stderr as `launcher.log`."""
-    print(f"{time.strftime('%H:%M:%S')} {sentence}", file=sys.stderr, flush=True)

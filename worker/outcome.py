@@ -4,7 +4,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from worker.contract.protocol import Exit, Finish, Output
+from worker.contract.protocol import Exit, Finish, Output, Termination
 from worker.errors import PausedByGuard
 
 
@@ -31,6 +31,8 @@ class RankEnd:
     finished: bool = False
     """It said that its stage is done."""
     killed_by_launcher: bool = False
+    gone: str = ""
+    """What became of its whole node, in a sentence: nobody saw how the rank itself ended."""
 
     @property
     def well(self) -> bool:
@@ -44,6 +46,11 @@ class Outcome:
 
     exit: int
     finish: Finish
+
+    def termination(self, step: int, undelivered: int = 0) -> Termination:
+        """What is left in the termination file: the last step heard of, and how many reports could not be sent."""
+        said = self.finish.model_dump()
+        return Termination(**said, exit_code=self.exit, step=step, undelivered=undelivered)
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,8 @@ def _cause(end: RankEnd) -> _Cause | None:
         return _Cause(end.failure.at, end.failure.exit, end.failure.reason, message, 0 if named else 2)
     if end.killed_by_launcher or (end.code == 0 and end.finished):
         return None
+    if end.gone:
+        return _Cause(end.at, Exit.KILLED, "Killed", end.gone, 1)
     if end.code < 0:
         return _killed(end)
     if end.code == 0:

@@ -1,4 +1,4 @@
-"""The rank processes of one machine: started, spoken to, ended."""
+"""The ranks of an attempt as a launcher sees them, and the processes of its own machine: started, spoken to, ended."""
 
 import contextlib
 import json
@@ -15,34 +15,74 @@ from worker.contract.order import Order
 from worker.contract.protocol import Output
 from worker.contract.spec import Resources
 from worker.contract.values import quantity
+from worker.logs import Logs
 from worker.outcome import Failure, RankEnd
 
 _PIECE = 2**16
 
 
 class Rank:
-    """One rank's process, and the launcher's end of its channel."""
+    """One rank, as a launcher sees it: what it has said of itself, and how it ended."""
 
-    def __init__(self, number: int, process: subprocess.Popen[bytes], line: socket.socket):
+    def __init__(self, number: int):
         self.number = number
-        self.line = line
+        """Among all ranks of the attempt."""
         self.end: RankEnd | None = None
         self.outputs: list[Output] = []
+        self._failure: Failure | None = None
+        self._finished = False
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it has said something that waits here. What waits in a socket wakes the launcher by itself."""
+        return False
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Says something to the rank. A rank that is gone hears nothing."""
+        raise NotImplementedError
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """What the rank has said since the last call; never waits."""
+        raise NotImplementedError
+
+    def ended(self) -> bool:
+        """Whether it has ended; then `settle` says how."""
+        raise NotImplementedError
+
+    def settle(self) -> RankEnd:
+        """Sets and gives `end`, once the rank has ended and all its messages are read."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """Ends it now, if it lives."""
+        raise NotImplementedError
+
+    def _note(self, message: dict[str, Any]) -> None:
+        match message["kind"]:
+            case "finish":
+                self._finished = True
+                self.outputs = [Output.model_validate(output) for output in message["outputs"]]
+            case "fail":
+                self._failure = Failure(message["at"], message["exit"], message["reason"], message["message"])
+
+
+class LocalRank(Rank):
+    """A process of this machine, and the launcher's end of its channel."""
+
+    def __init__(self, number: int, process: subprocess.Popen[bytes], line: socket.socket):
+        super().__init__(number)
+        self.line = line
         self.hung_up = False
         """Its end of the channel is closed: there is nothing more to wait for on it."""
         self._process = process
         self._received = b""
-        self._failure: Failure | None = None
-        self._finished = False
         self._killed = False
 
     def send(self, message: dict[str, Any]) -> None:
-        """Says something to the rank. A rank that is gone hears nothing."""
         with contextlib.suppress(OSError):
             self.line.sendall(json.dumps(message).encode() + b"\n")
 
     def messages(self) -> Iterator[dict[str, Any]]:
-        """What the rank has said since the last call; never waits."""
         while True:
             try:
                 piece = self.line.recv(_PIECE, socket.MSG_DONTWAIT)
@@ -60,11 +100,9 @@ class Rank:
                 yield message
 
     def ended(self) -> bool:
-        """Whether the process has ended; then `settle` says how."""
         return self._process.poll() is not None
 
     def settle(self) -> RankEnd:
-        """Sets and gives `end`, once the process has ended and all its messages are read."""
         self.end = RankEnd(
             rank=self.number,
             code=self._process.returncode,
@@ -76,46 +114,31 @@ class Rank:
         return self.end
 
     def kill(self) -> None:
-        """Ends the process now, if it lives."""
         if self._process.poll() is None:
             self._killed = True
             self._process.kill()
 
-    def _note(self, message: dict[str, Any]) -> None:
-        match message["kind"]:
-            case "finish":
-                self._finished = True
-                self.outputs = [Output.model_validate(output) for output in message["outputs"]]
-            case "fail":
-                self._failure = Failure(message["at"], message["exit"], message["reason"], message["message"])
 
-
-def spawn(order: Order, order_file: Path, lock_fd: int | None) -> list[Rank]:
-    """Starts all ranks of this machine. Their output goes to `rank-N.log` in the order's log folder.
+def spawn(order: Order, order_file: Path, lock_fd: int | None, node: int, logs: Logs, scratch: Path) -> list[LocalRank]:
+    """Starts the ranks of this node. Their output goes to `logs`; `scratch` is a folder of this attempt alone.
 
     They import what they need, and touch nothing before they are told to start.
     """
-    logs = Path(order.log_folder)
-    logs.mkdir(parents=True, exist_ok=True)
-    # A file has no port that somebody else could take first.
-    rendezvous = (order_file.parent / f"rendezvous-{os.getpid()}").absolute().as_uri()
     command = [sys.executable, "-m", "worker.run", "--order", str(order_file)]
-    return [
-        _start(
-            number,
-            command,
-            environment(order, number) | {"WORKER_RENDEZVOUS": rendezvous},
-            lock_fd,
-            logs / f"rank-{number}.log",
-        )
-        for number in range(order.spec.resources.per_node)
+    meeting = {"WORKER_RENDEZVOUS": rendezvous(order, scratch)}
+    first, here = node * order.spec.resources.per_node, order.spec.resources.per_node
+    ranks = [
+        _start(number, command, environment(order, number) | meeting, lock_fd, logs.output(number))
+        for number in range(first, first + here)
     ]
+    logs.start()
+    return ranks
 
 
-def _start(number: int, command: list[str], variables: dict[str, str], lock_fd: int | None, log: Path) -> Rank:
+def _start(number: int, command: list[str], variables: dict[str, str], lock_fd: int | None, output: int) -> LocalRank:
     ours, theirs = socket.socketpair()
     inherited = [theirs.fileno()] + ([lock_fd] if lock_fd is not None else [])
-    with log.open("ab") as output:
+    try:
         process = subprocess.Popen(
             command,
             env=os.environ | variables | {"WORKER_CHANNEL_FD": str(theirs.fileno())},
@@ -124,8 +147,22 @@ def _start(number: int, command: list[str], variables: dict[str, str], lock_fd: 
             stderr=subprocess.STDOUT,
             pass_fds=inherited,
         )
-    theirs.close()
-    return Rank(number, process, ours)
+    finally:
+        theirs.close()
+        os.close(output)
+    return LocalRank(number, process, ours)
+
+
+def rendezvous(order: Order, scratch: Path) -> str:
+    """Where torch's ranks meet: at rank 0's node where there are several nodes, else in a file of this machine."""
+    if order.meeting is not None and order.spec.resources.nodes > 1:
+        return f"tcp://{_in_url(order.meeting.host)}:{order.meeting.ranks_port}"
+    # A file has no port that somebody else could take first.
+    return (scratch / f"rendezvous-{os.getpid()}").absolute().as_uri()
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def environment(order: Order, number: int) -> dict[str, str]:
@@ -134,7 +171,7 @@ def environment(order: Order, number: int) -> dict[str, str]:
     count = str(threads(resources, _cores()))
     variables = {
         "RANK": str(number),
-        "LOCAL_RANK": str(number),
+        "LOCAL_RANK": str(number % resources.per_node),
         "WORLD_SIZE": str(order.spec.ranks),
         "LOCAL_WORLD_SIZE": str(resources.per_node),
         "OMP_NUM_THREADS": count,
@@ -152,9 +189,11 @@ def environment(order: Order, number: int) -> dict[str, str]:
     }
     if resources.accelerator == "none":
         variables |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    # DeepSpeed asks for an address, although the ranks meet by WORKER_RENDEZVOUS.
     if resources.nodes == 1:
-        # DeepSpeed asks for an address, although the ranks meet by the rendezvous file.
-        variables |= {"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        return variables | {"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    if order.meeting is not None:
+        variables |= {"MASTER_ADDR": order.meeting.host, "MASTER_PORT": str(order.meeting.ranks_port)}
     return variables
 
 

@@ -61,6 +61,14 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
+class Tell:
+    """Say what the job waits for, in the phase that it is in; both empty: for nothing any more."""
+
+    reason: Reason | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Resolve:
     """Fill in the inputs that other steps of the pipeline have handed over."""
 
@@ -93,7 +101,7 @@ class Purge:
     """Remove a deleted job: its checkpoints, logs and row. Models stay."""
 
 
-Action = Begin | Resolve | Ensure | Stop | Move | Collect | Settle | CleanUp | Prune | Purge
+Action = Begin | Resolve | Ensure | Stop | Move | Tell | Collect | Settle | CleanUp | Prune | Purge
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +150,14 @@ def decide(
     return []
 
 
+def confirmed_dead(seen: Observation) -> Observation:
+    """What is seen of an attempt that an admin says is dead."""
+    if not seen.alive:
+        return seen
+    said = seen.held or "an admin confirmed that nothing of it runs"
+    return Observation(exists=True, uid=seen.uid, reason=Reason.NODE_LOST, message=said)
+
+
 def watched(job: Job) -> bool:
     """Whether deciding about the job takes a look at its cluster."""
     return job.phase in (Phase.STARTING, Phase.RUNNING, Phase.FINISHING)
@@ -179,29 +195,41 @@ def _queue(job: Job, message: str, *, fresh: bool = False) -> Move:
 
 
 def _starting(job: Job, attempt: Attempt, seen: Observation, now: datetime, up_since: datetime) -> list[Action]:
+    since = max(filter(None, (attempt.created_at, up_since, seen.admitted_at)))
+    late = not seen.suspended and (now - since).total_seconds() > job.spec.limits.start
     if not seen.exists:
         # Nothing was created yet, so there is nothing to wait for where nobody wants it any more.
-        wanted = job.desired is Desired.RUN and attempt.stop_reason is None
-        return [Ensure()] if wanted else [Move(Phase.FINISHING)]
-    if not seen.alive:
-        return [Move(Phase.FINISHING)]
-    if seen.orphaned:
+        if job.desired is not Desired.RUN or attempt.stop_reason is not None:
+            return [Move(Phase.FINISHING)]
+        return _too_late(job, job.reason, job.message) if late else [Ensure()]
+    if not seen.alive or seen.orphaned:
         return [Move(Phase.FINISHING)]
     if attempt.accepted_at is not None:
         return [Move(Phase.RUNNING)]
-    if job.desired is not Desired.RUN:
+    if seen.failing or job.desired is not Desired.RUN:
         return [Move(Phase.FINISHING)]
-    waited = (now - max(attempt.created_at, up_since)).total_seconds()
-    if waited > job.spec.limits.start:
-        message = f"it did not report within limits.start ({job.spec.limits.start:g} s)"
-        return [Stop(0.0, Reason.UNSCHEDULABLE, message), Move(Phase.FINISHING)]
-    return []
+    if late:
+        return _too_late(job, Reason(seen.holds) if seen.holds else None, seen.held)
+    return _tell(job, seen)
+
+
+def _too_late(job: Job, held_by: Reason | None, words: str) -> list[Action]:
+    """An attempt that took too long to start: the cluster's own word for it where there is one."""
+    reason = Reason.IMAGE_PULL if held_by is Reason.IMAGE_PULL else Reason.UNSCHEDULABLE
+    message = f"it did not report within limits.start ({job.spec.limits.start:g} s)" + (f": {words}" if words else "")
+    return [Stop(0.0, reason, message), Move(Phase.FINISHING)]
+
+
+def _tell(job: Job, seen: Observation) -> list[Action]:
+    """Has what the cluster says of a wait be shown, where that has changed."""
+    reason = Reason(seen.holds) if seen.holds is not None else None
+    return [Tell(reason, seen.held)] if (reason, seen.held) != (job.reason, job.message) else []
 
 
 def _running(
     job: Job, attempt: Attempt, seen: Observation, now: datetime, *, up_since: datetime, rules: Rules
 ) -> list[Action]:
-    if not seen.alive or seen.orphaned:
+    if not seen.alive or seen.orphaned or seen.failing:
         return [Move(Phase.FINISHING)]
     limits, grace = job.spec.limits, job.spec.checkpoint.grace
     if attempt.stopping_since is not None:
@@ -218,7 +246,7 @@ def _running(
     if (now - max(progressed, up_since)).total_seconds() > limits.stall:
         message = f"it made no step, load or save within limits.stall ({limits.stall:g} s)"
         return [Stop(rules.short_grace, Reason.STALLED, message), Move(Phase.FINISHING)]
-    return _prune(job)
+    return [*_prune(job), *_tell(job, seen)]
 
 
 def _finishing(
@@ -228,8 +256,10 @@ def _finishing(
         # The cluster counts from its first call, and takes the earlier end: asking again delays nothing.
         unrecorded = attempt.stopping_since is None
         if unrecorded and seen.orphaned:
-            return [Stop(rules.short_grace, Reason.KILLED, "its launcher was killed")]
-        return [Stop(rules.short_grace, record=unrecorded)]
+            reason = Reason(seen.reason) if seen.reason is not None else Reason.KILLED
+            return [Stop(rules.short_grace, reason, seen.message or "its launcher was killed")]
+        # Of one that is failing, the cause shows once it is over: it was not asked to end by anybody.
+        return [Stop(rules.short_grace, record=unrecorded and not seen.failing), *_tell(job, seen)]
     if collected is None:
         return [Collect()]
     return [Settle(settle(job, attempt, seen, now, backoff=rules.backoff, spoilt=collected.spoilt), collected.notes)]

@@ -119,6 +119,8 @@ class Attempt:
     """What is to be said of `stop_reason`."""
     cleaned: bool = False
     """Its objects are gone, its outcome and logs are kept."""
+    confirmed_dead: bool = False
+    """An admin says that nothing of it runs any more, though the cluster cannot tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,7 @@ class Job:
     priority: int
     created_at: datetime
     phase_since: datetime
+    message: str = ""
     attempt: Attempt | None = None
     """The current one: the newest."""
     fruitless: int = 0

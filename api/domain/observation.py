@@ -18,7 +18,18 @@ class Observation:
     alive: bool = False
     """A process of it lives, or may still be started."""
     orphaned: bool = False
-    """It lives, but nothing leads it any more (on one machine: ranks whose launcher is dead)."""
+    """It lives, but nothing leads it any more (on one machine: ranks whose launcher is dead), or it was taken its place
+    away; `reason` says which, where it is not Killed."""
+    failing: bool = False
+    """A part of it failed, and the rest should end too; what was the cause shows when all of it is over."""
+    suspended: bool = False
+    """It waits for a queue to admit it, and has not begun."""
+    admitted_at: datetime | None = None
+    """When a queue admitted it, where one did."""
+    holds: str | None = None
+    """What keeps it from starting, or from ending (ImagePull, Unschedulable, NodeLost, …)."""
+    held: str = ""
+    """The same in the cluster's own words."""
     exit_code: int | None = None
     """Of the first process that failed, or 0; None while it lives, or where nobody knows."""
     termination: Termination | None = None

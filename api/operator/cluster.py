@@ -1,13 +1,19 @@
 """The port to whatever runs attempts: local processes, or Kubernetes Jobs."""
 
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from api.domain.job import Reason
 from api.domain.observation import Observation
 from worker.contract.order import Input, Order
 from worker.contract.spec import JobSpec
+
+fence: ContextVar[Callable[[], None]] = ContextVar("fence")
+"""Asked at the last moment before something is changed on a cluster whether this operator may still act; it raises
+otherwise. Who was frozen in the midst of a call finds out here."""
 
 
 class ClusterError(Exception):
@@ -16,6 +22,14 @@ class ClusterError(Exception):
 
 class CannotStart(ClusterError):
     """An attempt that can never start, with its reason and a sentence."""
+
+    def __init__(self, reason: Reason, message: str):
+        super().__init__(message)
+        self.reason, self.message = reason, message
+
+
+class Held(ClusterError):
+    """An attempt that cannot start for now, with its reason and a sentence: it is tried again."""
 
     def __init__(self, reason: Reason, message: str):
         super().__init__(message)
@@ -39,11 +53,16 @@ class Cluster(Protocol):
     def order(self, job: str, attempt: int, spec: JobSpec, inputs: Mapping[str, Input]) -> Order:
         """The attempt's order, with the places that this cluster gives its files."""
 
-    async def ensure(self, name: str, order: Order, token: str) -> str:
-        """Creates the attempt's objects unless they are there. Gives their UID. Raises CannotStart, ClusterError."""
+    async def look_anew(self) -> None:
+        """Has what others did up to now be known, before this operator leads. Raises ClusterError."""
 
-    async def observe(self, name: str) -> Observation:
-        """What is known of the attempt. Raises ClusterError when nobody answers."""
+    async def ensure(self, name: str, order: Order, token: str) -> str:
+        """Creates the attempt's objects unless they are there, and gives their UID. Raises CannotStart, Held,
+        ClusterError."""
+
+    async def observe(self, name: str, uid: str | None = None) -> Observation:
+        """What is known of the attempt, whose objects were recorded with `uid` (None: not yet). Raises ClusterError
+        when nobody answers."""
 
     async def stop(self, name: str, grace: float) -> None:
         """Asks the attempt to end; after `grace` seconds (from the first call) kills it. Returns at once."""
@@ -51,8 +70,19 @@ class Cluster(Protocol):
     async def logs(self, name: str) -> dict[int, LogEnd]:
         """The last 1 MiB of each rank's log, by rank."""
 
-    async def remove(self, name: str) -> None:
-        """Removes all objects of an attempt that is over. Raises ClusterError if it still lives."""
+    async def remove(self, name: str, force: bool = False) -> bool:
+        """Removes all objects of an attempt that is over; False: not all are gone yet, call again. `force`: an admin
+        says that it is dead, though it cannot be seen. Raises ClusterError if it still lives."""
 
     async def names(self) -> set[str]:
         """The names of all attempts of ours that have objects."""
+
+
+def placed(inputs: Mapping[str, Input], store: Path) -> dict[str, Input]:
+    """The inputs where a worker finds them that sees the store at `store`: a kept location is a path in the store."""
+    return {
+        path: given.model_copy(update={"location": str(store / given.location)})
+        if given.kind in ("file", "model")
+        else given
+        for path, given in inputs.items()
+    }

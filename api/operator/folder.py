@@ -50,6 +50,15 @@ def tail(path: Path, size: int) -> LogEnd:
         return LogEnd(0, b"")
 
 
+def rank_logs(folder: Path) -> dict[int, LogEnd]:
+    """The end of each `rank-N.log` in a folder, by rank; none where there is no folder."""
+    found = {}
+    for path in folder.glob("rank-*.log"):
+        with contextlib.suppress(ValueError):
+            found[int(path.stem.removeprefix("rank-"))] = tail(path, LOG_TAIL)
+    return found
+
+
 def storable(text: str) -> str:
     """The text with U+FFFD for a NUL, which PostgreSQL refuses; decoding has replaced all else that does not fit."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
@@ -208,11 +217,7 @@ class Folder:
 
     def logs(self) -> dict[int, LogEnd]:
         """The end of each rank's log, by rank."""
-        found = {}
-        for path in self.log.glob("rank-*.log"):
-            with contextlib.suppress(ValueError):
-                found[int(path.stem.removeprefix("rank-"))] = tail(path, LOG_TAIL)
-        return found
+        return rank_logs(self.log)
 
     def remove(self) -> bool:
         """Removes the folder of an attempt that is over. False: it still lives."""

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import worker
 from api.domain.job import Reason
 from api.domain.observation import Observation
-from api.operator.cluster import CannotStart, ClusterError, LogEnd
+from api.operator.cluster import CannotStart, ClusterError, LogEnd, placed
 from api.operator.environment import environment
 from api.operator.folder import Folder, write
 from worker.contract.order import Input, Order
@@ -53,6 +54,9 @@ class LocalCluster:
         """Has `ended` called, in another thread, with the name of an attempt whose launcher has ended."""
         self._ended = ended
 
+    async def look_anew(self) -> None:
+        """Nothing to do: files are looked at each time."""
+
     def order(self, job: str, attempt: int, spec: JobSpec, inputs: Mapping[str, Input]) -> Order:
         """The attempt's order, with its files in the attempt's folder."""
         folder = self._folder(f"{job}-a{attempt}")
@@ -60,7 +64,7 @@ class LocalCluster:
             job=job,
             attempt=attempt,
             spec=spec,
-            inputs=dict(inputs),
+            inputs=placed(inputs, Path(unquote(urlsplit(self._store_url).path))),
             store=self._store_url,
             control_url_file=str(self._url_file),
             token_file=str(folder.token),
@@ -72,7 +76,7 @@ class LocalCluster:
         """Starts the attempt's launcher, unless it was started before. Raises CannotStart, ClusterError."""
         return await _in_thread(self._ensure, self._folder(name), order, token)
 
-    async def observe(self, name: str) -> Observation:
+    async def observe(self, name: str, uid: str | None = None) -> Observation:
         """What the attempt's files prove."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._observer, self._folder(name).observe)
@@ -87,10 +91,11 @@ class LocalCluster:
         """The last 1 MiB of each rank's log, by rank."""
         return await _in_thread(self._folder(name).logs)
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, force: bool = False) -> bool:
         """Removes the folder of an attempt that is over. Raises ClusterError if it still lives."""
         if not await _in_thread(self._folder(name).remove):
             raise ClusterError(f"{name} still lives")
+        return True
 
     async def names(self) -> set[str]:
         """The names of all attempts that have a folder."""

@@ -103,6 +103,15 @@ class Operator:
                 await _first(self._pace.poll, stop.wait())
 
     async def _lead(self, lease: Lease, stop: asyncio.Event) -> None:
+        try:
+            # The one that led before may have created what is recorded, and was not heard of here yet.
+            async with asyncio.timeout(self._leader.left):
+                await self._cluster.look_anew()
+        except (ClusterError, TimeoutError) as error:
+            log.warning("the cluster does not answer, and is not led: %s", error)
+            await self._leader.release(lease)
+            await _first(self._pace.poll, stop.wait())
+            return
         self._lost.clear()
         steps = Steps(
             lease,

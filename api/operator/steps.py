@@ -24,13 +24,14 @@ from api.domain.decide import (
     Rules,
     Settle,
     Stop,
+    Tell,
+    confirmed_dead,
     decide,
     watched,
 )
 from api.domain.job import FINAL, Attempt, Job, Phase, Reason
 from api.domain.observation import Observation
-from api.folder import Store
-from api.operator.cluster import CannotStart, Cluster, ClusterError
+from api.operator.cluster import CannotStart, Cluster, ClusterError, Held, fence
 from api.operator.collect import collect, remove_folder, remove_job, remove_unfinished, spool_folder
 from api.operator.handed import Unfit, handed_over
 from api.operator.leader import Leader
@@ -38,15 +39,18 @@ from api.store import operations, operations_checkpoints, operations_load, opera
 from api.store.database import Database, utcnow
 from api.store.operations_leader import Lease, NotLeader
 from api.tokens import Tokens
-from worker.contract.order import Input
 
 # A call to the cluster that takes longer is given up; a shorter lease gives it up sooner.
 _CALL = 30.0
 # Actions that change nothing that is looked at next: the job is looked at again in the next turn.
-_PATIENT = (Stop, Prune)
+_PATIENT = (Stop, Prune, Tell)
 # More than any way from `queued` to its end; a job that takes more is left to the next turn.
 _ACTIONS_A_TURN = 20
 log = logging.getLogger(__name__)
+
+
+class Patience(Exception):
+    """What was asked for takes a while: the job is looked at again in the next turn."""
 
 
 class Steps:
@@ -99,6 +103,8 @@ class Steps:
                 for action in actions:
                     # What was collected is of one attempt: it holds until the next action, which settles that one.
                     collected = await self._do(job, action, seen)
+            except Patience:
+                return
             except operations.Stale:
                 # Its owner, or its worker, was quicker: decide again.
                 collected = None
@@ -130,8 +136,8 @@ class Steps:
                         log.warning("%s is not a current attempt: it is stopped", name)
                         await self._cluster.stop(name, self._rules.short_grace)
                         left = True
-                    else:
-                        await self._cluster.remove(name)
+                    elif not await self._cluster.remove(name):
+                        left = True
             except (ClusterError, TimeoutError) as error:
                 log.warning("%s could not be removed: %s", name, error)
                 left = True
@@ -142,10 +148,11 @@ class Steps:
             return None
         try:
             async with self._call():
-                return await self._cluster.observe(job.attempt.object_name)
+                seen = await self._cluster.observe(job.attempt.object_name, job.attempt.uid)
         except (ClusterError, TimeoutError) as error:
             log.warning("nobody answered for %s: %s", job.attempt.object_name, error)
             return None
+        return confirmed_dead(seen) if job.attempt.confirmed_dead else seen
 
     async def _do(self, job: Job, action: Action, seen: Observation | None) -> Collected | None:
         match action:
@@ -169,8 +176,11 @@ class Steps:
                     await operations.settle(session, self._lease, job, outcome, utcnow(), notes=notes)
                 if outcome.phase in FINAL:
                     await self._hint_beside(job)
+            case Tell():
+                await self._tell(job, action)
             case CleanUp():
-                await self._clean_up(job, _attempt(job))
+                if not await self._clean_up(job, _attempt(job)):
+                    raise Patience
             case Prune():
                 await self._prune(job)
             case Purge():
@@ -217,8 +227,7 @@ class Steps:
     async def _ensure(self, job: Job, attempt: Attempt) -> None:
         async with self._database.reading() as session:
             kept = await operations_load.inputs(session, job.id)
-        inputs = {path: self._placed(given) for path, given in kept.items()}
-        order = self._cluster.order(job.id, attempt.number, job.spec, inputs)
+        order = self._cluster.order(job.id, attempt.number, job.spec, kept)
         token = await self._tokens.issue(job.id, attempt.number)
         try:
             async with self._call():
@@ -226,14 +235,15 @@ class Steps:
         except CannotStart as error:
             await self._record_stop(job, error.reason, error.message)
             return
+        except Held as error:
+            await self._tell(job, Tell(error.reason, error.message))
+            raise
         async with self._database.transaction() as session:
             await operations.record_uid(session, self._lease, job, uid)
 
-    def _placed(self, given: Input) -> Input:
-        """The input where the worker finds it: what is kept of the store's own is its path in the store."""
-        if given.kind not in ("file", "model"):
-            return given
-        return given.model_copy(update={"location": str(Store(self._store).inside(given.location))})
+    async def _tell(self, job: Job, tell: Tell) -> None:
+        if (job.reason, job.message) != (tell.reason, tell.message):
+            await self._database.put(lambda connection: operations.tell(connection, self._lease, job, tell))
 
     async def _stop(self, job: Job, attempt: Attempt, stop: Stop) -> None:
         if stop.record:
@@ -245,14 +255,18 @@ class Steps:
         async with self._database.transaction() as session:
             await operations.stop_attempt(session, self._lease, job, utcnow(), reason=reason, message=message)
 
-    async def _clean_up(self, job: Job, attempt: Attempt) -> None:
+    async def _clean_up(self, job: Job, attempt: Attempt) -> bool:
+        """Removes what is left of an attempt. False: not all of it is gone yet."""
         async with self._call():
-            await self._cluster.remove(attempt.object_name)
+            if not await self._cluster.remove(attempt.object_name, attempt.confirmed_dead):
+                return False
         spool = spool_folder(self._store, job.id, attempt.number)
-        await asyncio.to_thread(remove_folder, spool)
+        for folder in (spool, spool.parent / "log"):
+            await asyncio.to_thread(remove_folder, folder)
         await asyncio.to_thread(remove_unfinished, spool.parent)
         async with self._database.transaction() as session:
             await operations.mark_cleaned(session, self._lease, job)
+        return True
 
     async def _prune(self, job: Job) -> None:
         async with self._database.reading() as session:
@@ -282,6 +296,8 @@ class Steps:
     async def _call(self) -> AsyncIterator[None]:
         """A call to the cluster: not without the lease, and given up before that runs out."""
         self._fence()
+        # Asked once more by whoever calls, at the last moment: this process may be frozen at any point before it.
+        fence.set(self._fence)
         async with asyncio.timeout(min(_CALL, self._leader.left)):
             yield
 

@@ -10,6 +10,7 @@ from api import bodies, openapi
 from api.control import Control, ControlPlane
 from api.domain.job import Phase
 from api.errors import Refusal, documented, invalid
+from api.operator.manifest import CannotRender, preview
 from api.routes.parameters import (
     TEXT,
     After,
@@ -74,7 +75,7 @@ async def create(
     if dry_run:
         spec, inputs = await _checked(control, document)
         response.status_code = 200
-        return DryRun(spec=spec.model_dump(mode="json"), inputs=inputs)
+        return DryRun(spec=spec.model_dump(mode="json"), inputs=inputs, manifest=_manifest(control, spec, inputs))
     key = jobs.Key(idempotency_key, idempotency.fingerprint("jobs", raw)) if idempotency_key else None
     return await make(control, response, document, key)
 
@@ -195,6 +196,16 @@ async def _checked(control: ControlPlane, document: Any) -> tuple[JobSpec, dict[
         spec = parse_spec(document)
         return spec, await control.resolver.resolve(spec)
     except InvalidSpec as error:
+        raise invalid(error.problems) from None
+
+
+def _manifest(control: ControlPlane, spec: JobSpec, inputs: dict[str, Input]) -> list[dict[str, Any]] | None:
+    """The objects that a job would be made of; None: it would be processes of this machine. Raises Refusal."""
+    if control.site is None:
+        return None
+    try:
+        return preview(spec, inputs, control.site).all()
+    except CannotRender as error:
         raise invalid(error.problems) from None
 
 

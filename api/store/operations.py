@@ -11,11 +11,12 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from api.domain.decide import Note
+from api.domain.decide import Note, Tell
 from api.domain.job import FINAL, Attempt, Desired, Fault, Job, Phase, Reason
 from api.domain.lifecycle import check
 from api.domain.outcome import Outcome
 from api.store import events
+from api.store.database import utcnow
 from api.store.operations_leader import Lease, held, require
 from api.store.operations_models import register
 from api.store.tables import AttemptRow, JobRow
@@ -113,6 +114,26 @@ def move(
     attempt = job.attempt.number if job.attempt is not None else None
     level: Level = "error" if phase is Phase.FAILED else "info"
     events.append(connection, job.id, number, _EVENTS[phase], message, attempt, now, level)
+
+
+def tell(connection: Connection, lease: Lease, job: Job, told: Tell) -> None:
+    """Says what a job waits for, in its phase; a reason that is new becomes an event. Raises NotLeader, Stale."""
+    held(connection, lease)
+    columns = (JobRow.phase, JobRow.attempt, JobRow.desired, JobRow.retry_requested, JobRow.deleted_at)
+    row = connection.execute(
+        select(*columns, JobRow.reason, JobRow.event_count).where(JobRow.id == job.id).with_for_update()
+    ).one_or_none()
+    if row is None:
+        raise Stale(f"{job.id} is gone")
+    _check_same(job, row)
+    values: dict[str, Any] = {"reason": told.reason, "message": told.message}
+    if told.reason is not None and told.reason != row.reason:
+        values["event_count"] = row.event_count + 1
+        number = job.attempt.number if job.attempt is not None else None
+        events.append(
+            connection, job.id, row.event_count + 1, told.reason.value, told.message, number, utcnow(), "warning"
+        )
+    connection.execute(update(JobRow).where(JobRow.id == job.id).values(**values))
 
 
 async def stop_attempt(

@@ -27,6 +27,7 @@ _JOB: Bundle[Any] = Bundle(
     JobRow.phase,
     JobRow.desired,
     JobRow.reason,
+    JobRow.message,
     JobRow.priority,
     JobRow.created_at,
     JobRow.phase_since,
@@ -55,6 +56,7 @@ _ATTEMPT: Bundle[Any] = Bundle(
     AttemptRow.reason,
     AttemptRow.message,
     AttemptRow.cleaned,
+    AttemptRow.confirmed_dead,
 )
 
 
@@ -154,6 +156,7 @@ def _job(row: Any, attempt: Any, needs: tuple[Need, ...], newest: int | None, li
         priority=row.priority,
         created_at=row.created_at,
         phase_since=row.phase_since,
+        message=row.message,
         attempt=_attempt(attempt) if attempt.number is not None else None,
         fruitless=row.fruitless,
         worker_errors=row.worker_errors,
@@ -184,6 +187,7 @@ def _attempt(row: Any) -> Attempt:
         reason=Reason(row.reason) if row.reason else None,
         message=row.message,
         cleaned=row.cleaned,
+        confirmed_dead=row.confirmed_dead,
     )
 
 

@@ -131,7 +131,10 @@ class AttemptRow(Base):
     fault: Mapped[str | None] = mapped_column(String(8))
     message: Mapped[str] = mapped_column(Text, default="")
     cleaned: Mapped[bool] = mapped_column(default=False)
+    # Written by the API: an admin's word.
+    confirmed_dead: Mapped[bool] = mapped_column(default=False)
     # Written by the worker's reports.
+    launcher: Mapped[str | None] = mapped_column(String(64))  # which process was accepted; no other one speaks for it
     reported_at: Mapped[datetime | None]
     progressed_at: Mapped[datetime | None]
     last_seq: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -259,6 +262,14 @@ class IdempotencyRow(Base):
     request_sha256: Mapped[str] = mapped_column(String(64))
     resource_id: Mapped[str] = mapped_column(String(20))
     created_at: Mapped[datetime]
+
+
+class InstallationRow(Base):
+    """One row, made with the database: what tells this control plane's objects on a cluster from another's."""
+
+    __tablename__ = "installation"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(20))
 
 
 class LeaderRow(Base):

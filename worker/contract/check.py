@@ -139,6 +139,8 @@ def mixes(spec: JobSpec) -> list[Problem]:
     def wrong(path: str, message: str) -> None:
         found.append(Problem(path, message))
 
+    if spec.queue.kueue_priority_class is not None and spec.queue.kueue is None:
+        wrong("queue.kueue_priority_class", "is a class of Kueue's; name the LocalQueue too, in queue.kueue")
     found += offload_without_zero(spec.deepspeed, "deepspeed") + scaled_before_it_is_scattered(spec.deepspeed)
     if spec.evaluate is not None and isinstance(spec.stage, RehearseStage | EvaluateStage):
         wrong("evaluate", f"a job of {spec.stage.type} has nothing to evaluate on the way; leave it out")

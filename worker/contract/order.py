@@ -1,10 +1,12 @@
 """What an attempt is given when it starts: `spec.json` in its folder. It holds no secret."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from worker.contract.spec import JobSpec
+
+Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Input(BaseModel):
@@ -24,8 +26,18 @@ class Input(BaseModel):
     rows: int | None = None
 
 
+class Meeting(BaseModel):
+    """Where the nodes of an attempt meet: at node 0, whose index is 0 in JOB_COMPLETION_INDEX."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = Field(min_length=1, description="node 0's name, as every node resolves it, or its address")
+    port: Port = Field(default=29400, description="of node 0's launcher, for the other launchers")
+    ranks_port: Port = Field(default=29500, description="of rank 0, for the other ranks")
+
+
 class Order(BaseModel):
-    """One attempt's work."""
+    """One attempt's work. All its nodes are given the same."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,7 +49,17 @@ class Order(BaseModel):
     control_url_file: str = Field(description="a file with the worker listener's URL; read again after a failure")
     token_file: str
     termination_file: str = Field(description="where the launcher writes its Termination, last of all")
-    log_folder: str = Field(description="`rank-N.log` are written here")
+    termination_limit: Annotated[int, Field(ge=512)] | None = Field(
+        default=None, description="bytes of the Termination at most; the file is then written in place, never replaced"
+    )
+    log_folder: str = Field(
+        description="`rank-N.log` are written here; with `echo` not before the attempt is accepted, so that it may lie "
+        "in the store"
+    )
+    echo: bool = Field(
+        default=False, description="what the ranks print also goes to the launcher's own output, as `[rank N] …`"
+    )
+    meeting: Meeting | None = Field(default=None, description="needed where there are several nodes")
 
     @property
     def job_folder(self) -> str:

@@ -1,11 +1,14 @@
 """The job spec: what a person POSTs. Defaults are good; everything wrong is said at once."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
+from worker.contract.accelerators import Accelerator
 from worker.contract.evaluation import EvaluateStage
+from worker.contract.names import LabelledName
 from worker.contract.parts import DeepSpeed, Lora, Optimizer
+from worker.contract.pod import Pod
 from worker.contract.ppo import PpoStage
 from worker.contract.stages import PretrainStage, RehearseStage, RewardStage, SftStage, TrainStage
 from worker.contract.values import Duration, Name, PositiveInt, Quantity, Reference, Strict
@@ -20,11 +23,12 @@ class Resources(Strict):
 
     nodes: Annotated[int, Field(ge=1, le=1024)] = 1
     per_node: Annotated[int, Field(ge=1, le=64)] = Field(default=1, description="ranks a node")
-    accelerator: Literal["none", "nvidia.com/gpu"] = Field(default="none", description="`none`: on the processor")
+    accelerator: Accelerator = "none"
     cpu: Quantity | None = Field(default=None, description="cores a node; absent: all that the machine has")
     memory: Quantity | None = Field(
-        default=None, description="a node; asked for on a cluster, not enforced on one machine"
+        default=None, description="a node; asked for and enforced on a cluster, not enforced on one machine"
     )
+    pod: Pod | None = Field(default=None, description="more of the pods, on Kubernetes")
 
 
 class Retry(Strict):
@@ -57,6 +61,12 @@ class Limits(Strict):
 
 class Queue(Strict):
     priority: Annotated[int, Field(ge=-1000, le=1000)] = Field(default=0, description="higher starts first")
+    kueue: LabelledName | None = Field(
+        default=None, description="a LocalQueue of Kueue, which then decides when the pods start; absent: none"
+    )
+    kueue_priority_class: LabelledName | None = Field(
+        default=None, description="a WorkloadPriorityClass of Kueue: who waits, and who gives way, in its queues"
+    )
 
 
 _PACKED_TOKENS = 1024  # of a micro-batch of full rows on a processor

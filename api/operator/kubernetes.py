@@ -1,0 +1,283 @@
+"""The cluster that is a Kubernetes: an attempt is an Indexed Job with a Secret, a Service and a NetworkPolicy.
+
+What is there is known from two watches, for all attempts together; calls are made only to change something. Nothing is
+adopted, changed or removed that does not bear this installation's labels.
+"""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from api.domain.job import Reason
+from api.domain.observation import Observation
+from api.operator import labels, manifest, pods, podspec
+from api.operator.cluster import CannotStart, ClusterError, Held, LogEnd, placed
+from api.operator.folder import rank_logs
+from api.operator.informer import SILENCE, Informer
+from api.operator.kube_api import (
+    EVENTS,
+    JOBS,
+    NETWORK_POLICIES,
+    PODS,
+    SECRETS,
+    SERVICES,
+    WORKLOADS,
+    ApiError,
+    Json,
+    KubeApi,
+    Resource,
+)
+from api.operator.kueue import waiting, workload_of
+from api.operator.pods import warned_of
+from api.operator.site import Site
+from worker.contract.order import Input, Meeting, Order
+from worker.contract.spec import JobSpec
+
+# Kubernetes takes no more of a container's last words (https://kubernetes.io/docs/tasks/debug/debug-application/).
+_LAST_WORDS = 4096
+# A pod that is asked again to end, and not more than this much sooner, is left alone. In seconds.
+_SOONER = 2.0
+
+
+class KubernetesCluster:
+    """One namespace, in which this installation's attempts run. Use `open`."""
+
+    def __init__(self, api: KubeApi, site: Site, store: Path, *, silence: float = SILENCE) -> None:
+        self._api, self._site, self._store = api, site, store
+
+        def follow(kind: Resource, query: dict[str, str], key: Callable[[Json], str | None]) -> Informer:
+            return Informer(api, kind, query, key=key, changed=self._hint, silence=silence)
+
+        ours = {"labelSelector": labels.selector(site)}
+        self._jobs = follow(JOBS, ours, labels.attempt_of)
+        self._pods = follow(PODS, ours, labels.attempt_of)
+        # What a controller could not do is told in events alone: a pod that a quota refuses leaves no other trace.
+        self._warnings = follow(EVENTS, {"fieldSelector": "type=Warning"}, warned_of)
+        # Followed once there is a Job that waits in a queue: elsewhere there may be no such kind of object.
+        self._workloads = follow(WORKLOADS, {}, workload_of)
+        self._doubtful: set[str] = set()
+        """Attempts whose Job may have been created by a call that nobody answered."""
+        self._tasks: dict[Informer, asyncio.Task[None]] = {}
+        self._ended: Callable[[str], None] = lambda name: None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, api: KubeApi, site: Site, store: Path, **given: Any) -> AsyncIterator["KubernetesCluster"]:
+        """A cluster that is followed until the end of the block."""
+        this = cls(api, site, store, **given)
+        for informer in (this._jobs, this._pods, this._warnings):
+            this._follow(informer)
+        try:
+            yield this
+        finally:
+            for task in this._tasks.values():
+                task.cancel()
+            await asyncio.gather(*this._tasks.values(), return_exceptions=True)
+
+    def watch(self, ended: Callable[[str], None]) -> None:
+        """Has `ended` called with the name of an attempt of which something changed."""
+        self._ended = ended
+
+    async def look_anew(self) -> None:
+        """Lists everything: what another operator created before is known afterwards. Raises ClusterError."""
+        await asyncio.gather(self._jobs.list(), self._pods.list())
+
+    def order(self, job: str, attempt: int, spec: JobSpec, inputs: Mapping[str, Input]) -> Order:
+        """The attempt's order, with its files as pods see them."""
+        name, site = f"{job}-a{attempt}", self._site
+        meeting = Meeting(
+            host=f"{name}-0.{name}.{site.namespace}.svc", port=podspec.LAUNCHER_PORT, ranks_port=podspec.RANKS_PORT
+        )
+        return Order(
+            job=job,
+            attempt=attempt,
+            spec=spec,
+            inputs=placed(inputs, Path(site.store_path)),
+            store=site.store_url,
+            control_url_file=f"{podspec.MOUNT}/control-url",
+            token_file=f"{podspec.MOUNT}/token",
+            termination_file=podspec.TERMINATION_FILE,
+            termination_limit=_LAST_WORDS,
+            log_folder=f"{site.store_path}/jobs/{job}/a{attempt}/log",
+            echo=True,
+            meeting=meeting if spec.resources.nodes > 1 else None,
+        )
+
+    async def ensure(self, name: str, order: Order, token: str) -> str:
+        """Creates the attempt's objects, those that are missing. Raises CannotStart, Held, ClusterError."""
+        try:
+            wanted = manifest.objects(name, order, token, self._site)
+        except manifest.CannotRender as error:
+            raise CannotStart(Reason.INVALID_SPEC, str(error)) from None
+        with _refusals(self._site.namespace):
+            job = await self._create_job(name, wanted.job)
+            uid = str(job["metadata"]["uid"])
+            owned = manifest.owned_by(wanted, uid)
+            await asyncio.gather(
+                self._create_owned(SECRETS, owned.secret, uid),
+                self._create_owned(SERVICES, owned.service, uid),
+                self._create_owned(NETWORK_POLICIES, owned.network_policy, uid),
+            )
+        return uid
+
+    async def observe(self, name: str, uid: str | None = None) -> Observation:
+        """What the Job and the pods say, as far as they were heard of. Raises ClusterError before the first list."""
+        if not (self._jobs.whole.is_set() and self._pods.whole.is_set()):
+            raise ClusterError(f"the cluster has not answered yet: {self._jobs.trouble or self._pods.trouble}")
+        if uid is None and name in self._doubtful:
+            await self._look_at(name)
+        job, found = self._job(name), self._pods.of(name)
+        told = {item["involvedObject"]["uid"]: item for item in self._warnings.of(name)}
+        return pods.observe(uid, job, found, told, self._queue_says(job))
+
+    async def stop(self, name: str, grace: float) -> None:
+        """Has the pods end within `grace` seconds. A Job without any that began is deleted instead."""
+        job, found = self._job(name), self._pods.of(name)
+        live = [pod for pod in found if pod["status"].get("phase") not in ("Succeeded", "Failed")]
+        if job is not None and not any(map(_began, found)) and "deletionTimestamp" not in job["metadata"]:
+            await self._delete(JOBS, job, propagationPolicy="Foreground")
+        # None is forced: only its node knows whether it is gone.
+        seconds = max(1, math.ceil(grace))
+        for pod in live:
+            if _ends_in(pod) > seconds + _SOONER:
+                await self._delete(PODS, pod, gracePeriodSeconds=seconds)
+
+    async def logs(self, name: str) -> dict[int, LogEnd]:
+        """The last 1 MiB of each rank's log, by rank. They lie in the store, where the ranks write them."""
+        job, _, attempt = name.rpartition("-a")
+        return await asyncio.to_thread(rank_logs, self._store / "jobs" / job / f"a{attempt}" / "log")
+
+    async def remove(self, name: str, force: bool = False) -> bool:
+        """Deletes what there is of an attempt that is over. False: it is not gone yet; call again.
+
+        `force`: its pods are taken for dead, though their node does not say so.
+        """
+        job = await self._look_at(name)
+        if job is not None and "deletionTimestamp" not in job["metadata"]:
+            await self._delete(JOBS, job, propagationPolicy="Foreground")
+        left = self._pods.of(name)
+        for pod in left:
+            if force:
+                await self._delete(PODS, pod, gracePeriodSeconds=0)
+            elif _ends_in(pod) > 1 + _SOONER:
+                await self._delete(PODS, pod, gracePeriodSeconds=1)
+        return job is None and not left
+
+    async def names(self) -> set[str]:
+        """The names of all attempts of this installation that have a Job or pods."""
+        if not (self._jobs.whole.is_set() and self._pods.whole.is_set()):
+            raise ClusterError("the cluster has not answered yet")
+        return self._jobs.keys() | self._pods.keys()
+
+    async def _create_job(self, name: str, wanted: Json) -> Json:
+        try:
+            made = await self._api.create(JOBS, wanted)
+        except ApiError as error:
+            if error.status != 409 or error.reason != "AlreadyExists":
+                if error.status >= 500:
+                    self._doubtful.add(name)
+                raise
+            there = await self._api.get(JOBS, name)
+            if there is None or "deletionTimestamp" in there["metadata"]:
+                raise ClusterError(f"the Job {name} is just being deleted") from None
+            if labels.fingerprint(there) != labels.fingerprint(wanted):
+                raise _conflict(there, self._site) from None
+            made = there
+        except ClusterError:
+            self._doubtful.add(name)
+            raise
+        self._jobs.put(made)
+        return made
+
+    async def _create_owned(self, kind: Resource, wanted: Json, owner: str) -> None:
+        try:
+            await self._api.create(kind, wanted)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            name = wanted["metadata"]["name"]
+            there = await self._api.get(kind, name)
+            owners = (there or {"metadata": {}})["metadata"].get("ownerReferences") or ()
+            if there is not None and owner not in [reference["uid"] for reference in owners]:
+                raise _conflict(there, self._site) from None
+
+    async def _look_at(self, name: str) -> Json | None:
+        """Asks for an attempt's Job; None: there is none, or none of ours."""
+        found = await self._api.get(JOBS, name)
+        self._doubtful.discard(name)
+        if found is None or not labels.ours(found, self._site):
+            return None
+        self._jobs.put(found)
+        return found
+
+    async def _delete(self, kind: Resource, item: Json, **options: Any) -> None:
+        meta = item["metadata"]
+        await self._api.delete(kind, meta["name"], {"preconditions": {"uid": meta["uid"]}, **options})
+
+    def _job(self, name: str) -> Json | None:
+        # Of two, one is being deleted: names are unique.
+        return max(self._jobs.of(name), key=lambda job: job["metadata"]["creationTimestamp"], default=None)
+
+    def _queue_says(self, job: Json | None) -> str:
+        """What the queue says of a Job that waits in it; also has the queue followed from now on."""
+        if job is None or not labels.queued(job):
+            return ""
+        if self._workloads not in self._tasks:
+            self._follow(self._workloads)
+        return waiting(self._workloads.of(job["metadata"]["uid"]), self._workloads.trouble)
+
+    def _follow(self, informer: Informer) -> None:
+        self._tasks[informer] = asyncio.create_task(informer.run())
+
+    def _hint(self, key: str) -> None:
+        self._ended(key)
+
+
+def _conflict(there: Json, site: Site) -> CannotStart:
+    said = (
+        f"{there['kind']} {there['metadata']['name']} in namespace {site.namespace} was not made by this control plane "
+        "for this attempt; it was left alone: delete or rename it, then retry"
+    )
+    return CannotStart(Reason.NAME_CONFLICT, said)
+
+
+@contextlib.contextmanager
+def _refusals(namespace: str) -> Iterator[None]:
+    """What the API server refuses for good, or for now, while an attempt's objects are created."""
+    try:
+        yield
+    except ApiError as error:
+        if "NamespaceTerminating" in error.causes:
+            raise CannotStart(
+                Reason.NAMESPACE_GONE, f"namespace {namespace} is being deleted: {error.message}"
+            ) from error
+        if error.status == 404:
+            raise CannotStart(Reason.NAMESPACE_GONE, f"there is no namespace {namespace}: {error.message}") from error
+        if error.status == 403 and "exceeded quota" in error.message:
+            raise Held(Reason.QUOTA_WAIT, error.message) from error
+        if error.status in (401, 403):
+            raise CannotStart(Reason.FORBIDDEN, f"the API server refuses: {error.message}") from error
+        if error.status in (400, 413, 422):
+            raise CannotStart(Reason.INVALID_SPEC, f"the API server refuses: {error.message}") from error
+        raise
+
+
+def _began(pod: Json) -> bool:
+    """Whether a container of the pod was ever started."""
+    for status in pod["status"].get("containerStatuses") or ():
+        if any(status.get(when, {}).get(how) for when in ("state", "lastState") for how in ("running", "terminated")):
+            return True
+    return pod["status"].get("phase") in ("Running", "Succeeded", "Failed")
+
+
+def _ends_in(pod: Json) -> float:
+    """Seconds until a pod is killed by its node; infinite where nobody asked it to end."""
+    asked = pod["metadata"].get("deletionTimestamp")
+    if asked is None:
+        return math.inf
+    return (datetime.fromisoformat(asked) - datetime.now(UTC)).total_seconds()

@@ -1,0 +1,34 @@
+"""What Kueue says of a Job that waits in its queue. Pure.
+
+For each Job it keeps a Workload, whose conditions tell why it is not admitted
+(https://kueue.sigs.k8s.io/docs/concepts/workload/).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+Json = dict[str, Any]
+
+
+def workload_of(workload: Json) -> str | None:
+    """The uid of the Job that a Workload stands for."""
+    for owner in workload["metadata"].get("ownerReferences") or ():
+        if owner["kind"] == "Job":
+            return str(owner["uid"])
+    return None
+
+
+def waiting(workloads: Sequence[Json], trouble: str | None) -> str:
+    """Kueue's own words for why a Job waits, or lost its place."""
+    for workload in workloads:
+        conditions = {c["type"]: c for c in (workload.get("status") or {}).get("conditions") or ()}
+        evicted, reserved = conditions.get("Evicted"), conditions.get("QuotaReserved")
+        if evicted is not None and evicted["status"] == "True":
+            return str(evicted.get("message") or evicted.get("reason") or "")
+        if reserved is not None and reserved["status"] == "False":
+            return str(reserved.get("message") or reserved.get("reason") or "")
+    if workloads:
+        return ""
+    if trouble is not None:
+        return f"what Kueue says of it cannot be read: {trouble}"
+    return "Kueue has not seen it yet: is it running, and is there a queue of this name in the namespace?"

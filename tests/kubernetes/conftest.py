@@ -1,0 +1,108 @@
+"""A real cluster for the tests below, started when the first of them needs it, and a namespace for each."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.build import build, built
+from tests.cluster.cluster import Cluster, down, kept, up
+from tests.cluster.credentials import Credentials
+from tests.cluster.given import KUBECONFIG, GivenCluster
+from tests.cluster.machine import ClusterError, prepare
+from tests.kubernetes.faulty import FaultyApiServer
+from tests.kubernetes.namespace import Namespace, create, is_gone, remove
+from tests.kubernetes.plane import Plane, operator_kubeconfig, running
+
+AnyCluster = Cluster | GivenCluster
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build the cluster before any test runs: the first time it takes longer than a test may."""
+    if session.config.option.collectonly or os.environ.get(KUBECONFIG) or built():
+        return
+    if any("cluster" in getattr(item, "fixturenames", ()) for item in session.items):
+        reporter = session.config.pluginmanager.getplugin("terminalreporter")
+        try:
+            prepare(reporter.write_line)
+            build(reporter.write_line)
+        except ClusterError as error:
+            reporter.write_line(f"✗ {error}")  # the tests that need it will fail with the same sentence
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[AnyCluster]:
+    """The cluster of TEST_KUBECONFIG, or the one that `python -m tests.cluster up` left up, or one of this session."""
+    try:
+        if given := os.environ.get(KUBECONFIG):
+            yield GivenCluster(Path(given))
+            return
+        if (found := kept()) is not None:
+            yield found
+            return
+        own = up(2, keep=False, say=lambda _: None)
+    except ClusterError as error:
+        pytest.fail(str(error), pytrace=False)
+    try:
+        yield own
+    finally:
+        down()
+
+
+@pytest.fixture(scope="session")
+def _namespaces(cluster: AnyCluster) -> Iterator[list[str]]:
+    """The names of those that were made: all are gone before the session ends."""
+    names: list[str] = []
+    yield names
+    deadline = time.monotonic() + 60
+    while left := [name for name in names if not is_gone(cluster, name)]:
+        if time.monotonic() > deadline:
+            pytest.fail(f"These namespaces are still there a minute after their end was asked for: {', '.join(left)}.")
+        time.sleep(0.2)
+
+
+def _namespace(cluster: AnyCluster, store: Path, names: list[str]) -> Iterator[Namespace]:
+    made = create(cluster, store)
+    names.append(made.name)
+    yield made
+    cluster.heal()
+    remove(cluster, made.name)
+
+
+@pytest.fixture
+def namespace(
+    cluster: AnyCluster, _namespaces: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Namespace]:
+    """A namespace for one test; its objects go in the background. Whatever the test disturbed is mended."""
+    yield from _namespace(cluster, tmp_path_factory.mktemp("store"), _namespaces)
+
+
+@pytest.fixture
+def faulty(cluster: AnyCluster) -> Iterator[FaultyApiServer]:
+    """A proxy before the API server, as its admin, that fails as it is told."""
+    with FaultyApiServer(Credentials.of(cluster.kubeconfig)) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def module_namespace(
+    cluster: AnyCluster, _namespaces: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Namespace]:
+    """A namespace that the tests of a module share."""
+    yield from _namespace(cluster, tmp_path_factory.mktemp("store"), _namespaces)
+
+
+@pytest.fixture(scope="module")
+def plane(
+    cluster: AnyCluster,
+    module_namespace: Namespace,
+    postgres: Callable[[], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Plane]:
+    """A control plane that the tests of a module share. Its operator has the role that is shipped, and no more."""
+    folder = tmp_path_factory.mktemp("plane")
+    account = operator_kubeconfig(cluster, module_namespace, folder)
+    with running(folder, cluster, module_namespace, postgres(), account) as made:
+        yield made
