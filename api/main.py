@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api import errors, openapi
 from api.control import ControlPlane
-from api.routes import estimate, files, health, history, intents, jobs, models, pipelines, samples, worker
+from api.routes import estimate, explain, files, health, history, intents, jobs, models, pipelines, samples, worker
 from api.settings import is_loopback
 from api.telemetry import Counting
 
@@ -42,7 +42,7 @@ class LoopbackOnly:
 def create_app(control: ControlPlane) -> FastAPI:
     """The public API."""
     app = FastAPI(title="rlhf-operator", version=VERSION, redoc_url=None)
-    first = (jobs.router, intents.router, history.router, samples.router)
+    first = (jobs.router, intents.router, explain.router, history.router, samples.router)
     _fill(app, control, *first, files.router, models.router, estimate.router, health.router, pipelines.router)
     openapi.install(app, for_pages=True)
     app.add_middleware(LoopbackOnly)

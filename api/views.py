@@ -197,6 +197,20 @@ class AttemptView(View):
     message: str
     progress: Progress | None
     termination: Termination | None = Field(description="its last words")
+    confirmed_dead: bool = Field(description="an admin said that nothing of it runs, though the cluster cannot tell")
+
+
+class ExplanationView(View):
+    """Why a job is where it is, in sentences."""
+
+    job: str = Field(description="its id")
+    phase: Phase
+    reason: Reason | None
+    summary: str = Field(description="one sentence")
+    because: list[str] = Field(
+        description="the facts, with the cluster's and the worker's own words in quotation marks"
+    )
+    todo: list[str] = Field(description="what to change, or to type; empty where there is nothing to do")
 
 
 class EventView(View):

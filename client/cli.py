@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 from client.commands import (
+    confirm_dead,
     estimate,
+    explain,
     files,
     jobs,
     logs,
@@ -32,7 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train models by posting a spec. `rlhf serve` starts a control plane here; all else talks to one.",
 )
-for part in (serve, submit, estimate, manifest, watch, jobs, logs, metrics, samples):
+for part in (serve, submit, estimate, manifest, watch, jobs, explain, confirm_dead, logs, metrics, samples):
     app.add_typer(part.app)
 app.add_typer(files.app, name="files")
 app.add_typer(models.app, name="models")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from client.problems import Ambiguous, NoObjects
-from client.records import Attempt, Checkpoint, DryRun, Event, Job, LogLine, Point, Sample
+from client.records import Attempt, Checkpoint, DryRun, Event, Explanation, Job, LogLine, Point, Sample
 from client.streams import follow
 from client.transport import Transport
 from worker.contract.spec import JobSpec
@@ -119,6 +119,18 @@ class Jobs:
     def delete(self, job: str) -> None:
         """Removes a job that is over, with its checkpoints; its models stay. Raises Problem (409: it is not over)."""
         self._transport.call("DELETE", f"/v1/jobs/{job}")
+
+    def explain(self, job: str) -> Explanation:
+        """Why the job is where it is, and what to do about it."""
+        return Explanation.model_validate(self._transport.get(f"/v1/jobs/{job}/explain"))
+
+    def confirm_dead(self, job: str, attempt: int) -> Attempt:
+        """An admin's word that nothing of an attempt runs, though the cluster cannot tell; the next one may start then.
+
+        Only of a job that is `finishing`; may be repeated. Raises Problem (404; 409: it may still report, or is over).
+        """
+        answer = self._transport.call("POST", f"/v1/jobs/{job}/attempts/{attempt}/confirm-dead")
+        return Attempt.model_validate(answer.json())
 
     def attempts(self, job: str) -> list[Attempt]:
         """All tries, the first first."""

@@ -95,6 +95,19 @@ class Attempt(Record):
     exit_code: int | None = None
     resumed_from: int | None = None
     progress: Progress | None = None
+    confirmed_dead: bool = False
+    """An admin said that nothing of it runs, though the cluster cannot tell."""
+
+
+class Explanation(Record):
+    """Why a job is where it is: a sentence, the facts behind it, and what to do or to type."""
+
+    job: str
+    phase: str
+    reason: str | None = None
+    summary: str
+    because: list[str] = []
+    todo: list[str] = []
 
 
 class Event(Record):

@@ -161,7 +161,7 @@ class Channel:
         self._send("resumed", {"step": step})
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks of this machine, by rank, once all have given theirs. For stages without torch."""
+        """The values of all ranks of the attempt, by rank, once all have given theirs. For stages without torch."""
         self._send("gather", {"value": value})
         return self._gathered.get()
 
@@ -195,7 +195,9 @@ class Channel:
                 message["metrics"] = {n: float(v) for n, v in message["metrics"].items() if math.isfinite(v)}
             elif message["kind"] == "sample":
                 message["sample"] = message["sample"].model_dump(mode="json")
-            self._log(message)
+            # Nor is a log that cannot be written a reason to fall silent.
+            with contextlib.suppress(OSError):
+                self._log(message)
             if message["kind"] == "report" and self.rank != 0:
                 continue
             # A launcher that is gone is the reader's affair.

@@ -14,7 +14,7 @@ from worker.errors import BadSpec
 T = TypeVar("T")
 Stop = Literal["save", "discard"]
 _STOPS: tuple[Stop | None, ...] = (None, "save", "discard")
-# Ranks of one machine meet within seconds; a save of a large model on a slow disk holds the others for minutes.
+# Ranks meet within seconds of their start; a save of a large model on a slow disk holds the others for minutes.
 _PATIENCE = timedelta(minutes=30)
 
 
@@ -22,7 +22,7 @@ class Ranks:
     """All ranks of the attempt, and what they say to each other on the host: never on the accelerator's stream."""
 
     def __init__(self, rank: int, world: int):
-        """Joins the ranks named by the environment (torch's `env://`: MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE).
+        """Joins the other ranks, where WORKER_RENDEZVOUS says: in a file of this machine, or at rank 0's address.
 
         A world of one needs no address: it meets itself in memory.
         """
@@ -32,6 +32,7 @@ class Ranks:
             if world == 1:
                 dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
             else:
+                # Without a launcher: torch's own MASTER_ADDR and MASTER_PORT.
                 init = os.environ.get("WORKER_RENDEZVOUS", "env://")
                 dist.init_process_group(backend, init_method=init, rank=rank, world_size=world, timeout=_PATIENCE)
         # The host's group: an agreement every micro-step must not wait for the accelerator.

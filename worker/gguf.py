@@ -1,10 +1,12 @@
 """GGUF files as folders that transformers loads: converted once, kept by the file's hash."""
 
+import contextlib
 import fcntl
 import os
 import shutil
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -17,6 +19,8 @@ from worker.errors import BadSpec
 _MAGIC = b"GGUF"
 # Seconds between two looks at whether another is done converting.
 _LOOK_EVERY = 0.2
+# Seconds after which another machine's unfinished folder is nobody's.
+_GIVEN_UP = 24 * 3600.0
 
 
 def gguf_in(path: Path) -> Path | None:
@@ -47,26 +51,35 @@ def converted(
     if _whole(final):
         return final, None
     cache.mkdir(parents=True, exist_ok=True)
-    lock = os.open(cache / f".{final.name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        _wait_for(lock, waiting)
+    with _locked(cache / f".{final.name}.lock", waiting):
         if _whole(final):
             return final, None
-        # Also removes what a conversion that was killed has left: it has this name, and this lock.
-        temporary = checkpoint.temporary_for(final)
+        _clear(final)
+        # A name of this machine's own: not every file system's locks are known to all machines that share it. What a
+        # conversion that was killed here has left has that name too, and is removed.
+        temporary = checkpoint.temporary_for(final.with_name(f"{final.name}.{socket.gethostname()}"))
         try:
             _convert(gguf, temporary)
-            checkpoint.seal(temporary, final)
+            _put(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    finally:
-        os.close(lock)
     return final, f"{gguf.name} was converted to safetensors, once for all jobs."
 
 
 def _whole(folder: Path) -> bool:
     """Whether a converted model is there with all its bits: others write on the same disk, and bits flip."""
     return ahead.whole(folder)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Keeps others from converting the same: those of this machine, and of all where the file system can."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _wait_for(lock, waiting)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _wait_for(lock: int, waiting: Callable[[], None]) -> None:
@@ -76,6 +89,26 @@ def _wait_for(lock: int, waiting: Callable[[], None]) -> None:
         except BlockingIOError:
             waiting()
             time.sleep(_LOOK_EVERY)
+        except OSError:
+            # Without locks several convert at once: that costs time alone, since the first folder that is whole stays.
+            return None
+
+
+def _clear(final: Path) -> None:
+    """Removes what killed conversions have left on other machines, once nobody can still be at it there."""
+    for left in final.parent.glob(f"{checkpoint.TEMPORARY}{final.name}*"):
+        with contextlib.suppress(OSError):
+            if left.stat().st_mtime < time.time() - _GIVEN_UP:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _put(temporary: Path, final: Path) -> None:
+    """Seals the folder, unless another machine has done so meanwhile. Raises OSError."""
+    try:
+        checkpoint.seal(temporary, final)
+    except OSError:
+        if not _whole(final):
+            raise
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -136,8 +136,8 @@ class Launcher:
 
     def _turn(self) -> None:
         """Sleeps until something happens or a deadline passes, and answers it."""
-        for rank in self._crew.sleep(self._until_next_deadline()):
-            self._hear_rank(rank)
+        for speaker in self._crew.sleep(self._until_next_deadline()):
+            self._hear_rank(speaker)
         self._report_once_all_are_here()
         if self._signalled and self._asked_at is None:
             self._hear_signal()

@@ -10,6 +10,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,7 @@ class Nodes:
 
     def close(self, within: float) -> None:
         """Returns when all nodes have heard the verdict, or after `within` seconds."""
-        with contextlib.suppress(TimeoutError):
-            self._serving.result(within)
+        futures.wait([self._serving], within)
 
     def in_thread(self, function: Callable[..., object], *arguments: Any) -> None:
         self._thread.call(function, *arguments)

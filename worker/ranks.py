@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from worker.outcome import Failure, RankEnd
 _PIECE = 2**16
 
 
-class Rank:
+class Rank(ABC):
     """One rank, as a launcher sees it: what it has said of itself, and how it ended."""
 
     def __init__(self, number: int):
@@ -37,25 +38,25 @@ class Rank:
         """Whether it has said something that waits here. What waits in a socket wakes the launcher by itself."""
         return False
 
+    @abstractmethod
     def send(self, message: dict[str, Any]) -> None:
         """Says something to the rank. A rank that is gone hears nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def messages(self) -> Iterator[dict[str, Any]]:
         """What the rank has said since the last call; never waits."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ended(self) -> bool:
         """Whether it has ended; then `settle` says how."""
-        raise NotImplementedError
 
+    @abstractmethod
     def settle(self) -> RankEnd:
         """Sets and gives `end`, once the rank has ended and all its messages are read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def kill(self) -> None:
         """Ends it now, if it lives."""
-        raise NotImplementedError
 
     def _note(self, message: dict[str, Any]) -> None:
         match message["kind"]:

@@ -54,7 +54,9 @@ def main() -> NoReturn:
     except BaseException as error:
         failure = failure_of(error)
         if not isinstance(error, Stopped):
-            traceback.print_exc()
+            # A full disk takes no traceback, and must not hide why this rank ends.
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
         channel.fail(failure)
         code = failure.exit
     _leave(code)

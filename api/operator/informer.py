@@ -37,10 +37,13 @@ class Informer:
         key: Callable[[Json], str | None],
         changed: Callable[[str], None],
         silence: float = SILENCE,
+        bookmarks: bool = True,
     ) -> None:
         self._api, self._kind, self._query = api, kind, dict(query)
         self._key, self._changed = key, changed
         self._silence = silence
+        # Of what the API server holds no copy in its memory there are none: such a watch is ended before it is silent.
+        self._seconds = _WATCH_SECONDS if bookmarks else max(1, int(silence / 2))
         self._objects: dict[str, Json] = {}
         self._by_key: defaultdict[str, dict[str, Json]] = defaultdict(dict)
         self._version = 0
@@ -109,7 +112,7 @@ class Informer:
         self.whole.set()
 
     async def _watch(self) -> None:
-        query = {**self._query, "resourceVersion": str(self._version), "timeoutSeconds": str(_WATCH_SECONDS)}
+        query = {**self._query, "resourceVersion": str(self._version), "timeoutSeconds": str(self._seconds)}
         async for event in self._api.watch(self._kind, query, self._silence):
             self.trouble = None
             item = event["object"]

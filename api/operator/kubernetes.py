@@ -50,18 +50,20 @@ class KubernetesCluster:
     def __init__(self, api: KubeApi, site: Site, store: Path, *, silence: float = SILENCE) -> None:
         self._api, self._site, self._store = api, site, store
 
-        def follow(kind: Resource, query: dict[str, str], key: Callable[[Json], str | None]) -> Informer:
-            return Informer(api, kind, query, key=key, changed=self._hint, silence=silence)
+        def follow(kind: Resource, query: dict[str, str], key: Callable[[Json], str | None], **more: bool) -> Informer:
+            return Informer(api, kind, query, key=key, changed=self._hint, silence=silence, **more)
 
         ours = {"labelSelector": labels.selector(site)}
         self._jobs = follow(JOBS, ours, labels.attempt_of)
         self._pods = follow(PODS, ours, labels.attempt_of)
         # What a controller could not do is told in events alone: a pod that a quota refuses leaves no other trace.
-        self._warnings = follow(EVENTS, {"fieldSelector": "type=Warning"}, warned_of)
+        self._warnings = follow(EVENTS, {"fieldSelector": "type=Warning"}, warned_of, bookmarks=False)
         # Followed once there is a Job that waits in a queue: elsewhere there may be no such kind of object.
         self._workloads = follow(WORKLOADS, {}, workload_of)
         self._doubtful: set[str] = set()
         """Attempts whose Job may have been created by a call that nobody answered."""
+        self._deleted: set[str] = set()
+        """Attempts whose Job was deleted from here, so that Kubernetes deletes what it owned."""
         self._tasks: dict[Informer, asyncio.Task[None]] = {}
         self._ended: Callable[[str], None] = lambda name: None
 
@@ -160,13 +162,21 @@ class KubernetesCluster:
         job = await self._look_at(name)
         if job is not None and "deletionTimestamp" not in job["metadata"]:
             await self._delete(JOBS, job, propagationPolicy="Foreground")
+            self._deleted.add(name)
         left = self._pods.of(name)
         for pod in left:
             if force:
                 await self._delete(PODS, pod, gracePeriodSeconds=0)
             elif _ends_in(pod) > 1 + _SOONER:
                 await self._delete(PODS, pod, gracePeriodSeconds=1)
-        return job is None and not left
+        if job is not None or left:
+            return False
+        if name in self._deleted:
+            self._deleted.discard(name)
+        else:
+            # Whoever deleted it may have left what it owned.
+            await asyncio.gather(*(self._delete_owned(kind, name) for kind in (SECRETS, SERVICES, NETWORK_POLICIES)))
+        return True
 
     async def names(self) -> set[str]:
         """The names of all attempts of this installation that have a Job or pods."""
@@ -205,6 +215,11 @@ class KubernetesCluster:
             owners = (there or {"metadata": {}})["metadata"].get("ownerReferences") or ()
             if there is not None and owner not in [reference["uid"] for reference in owners]:
                 raise _conflict(there, self._site) from None
+
+    async def _delete_owned(self, kind: Resource, name: str) -> None:
+        there = await self._api.get(kind, name)
+        if there is not None and labels.ours(there, self._site):
+            await self._delete(kind, there)
 
     async def _look_at(self, name: str) -> Json | None:
         """Asks for an attempt's Job; None: there is none, or none of ours."""

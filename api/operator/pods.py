@@ -156,16 +156,20 @@ def _failure(pod: Json) -> tuple[int, datetime | None, _Cause]:
         taken = _DISRUPTIONS.get(by, Reason.PREEMPTED)
         return 2, at, _Cause(code, taken, f"{name}: {why}", words, at)
     if words is not None:
-        reason = Reason.KILLED if words.exit_code == Exit.KILLED else None
-        return 3, at, _Cause(words.exit_code, reason, words.message, words, at)
+        # Who stopped when asked may have been asked because of another.
+        killed = words.exit_code == Exit.KILLED
+        reason = Reason.KILLED if killed else None
+        return 3 if killed else 4, at, _Cause(words.exit_code, reason, words.message, words, at)
     if end.get("reason") in ("StartError", "ContainerCannotRun"):
         return 1, at, _Cause(code, Reason.WORKER_ERROR, f"{name} could not start: {said}", None, at)
     if code is None:
         why = str(pod["status"].get("message") or pod["status"].get("reason") or "it ended without a word")
-        return 5, at, _Cause(None, Reason.KILLED, f"{name}: {why}", None, at)
-    killed = code in (Exit.KILLED, Exit.STOPPED)
+        return 6, at, _Cause(None, Reason.KILLED, f"{name}: {why}", None, at)
     message = f"{name} exited with {code}" + (f": {said.strip()}" if said.strip() else "")
-    return 4 if killed else 1, at, _Cause(code, Reason.KILLED if code == Exit.KILLED else None, message, None, at)
+    if code not in (Exit.KILLED, Exit.STOPPED):
+        return 1, at, _Cause(code, None, message, None, at)
+    asked = "deletionTimestamp" in pod["metadata"]
+    return 5 if asked else 3, at, _Cause(code, Reason.KILLED if code == Exit.KILLED else None, message, None, at)
 
 
 def _holds(job: Json, pods: Sequence[Json], warnings: Mapping[str, Json], queue: str) -> tuple[str | None, str]:

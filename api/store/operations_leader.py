@@ -91,6 +91,12 @@ async def require(session: AsyncSession, lease: Lease) -> None:
     await (await session.connection()).run_sync(held, lease)
 
 
+def led(connection: Connection) -> bool:
+    """Whether an operator holds a lease now."""
+    expires = connection.scalar(select(LeaderRow.expires_at).where(LeaderRow.id == _ROW))
+    return expires is not None and expires > _clock(connection)
+
+
 def held(connection: Connection, lease: Lease) -> None:
     """Raises NotLeader unless the lease is in force; nobody else can take it before this transaction is over."""
     row = connection.execute(

@@ -109,7 +109,7 @@ def finish(connection: Connection, job_id: str, attempt: int, end: Finish) -> bo
             raise Misplaced(f"output {output.path} does not lie in {folder}")
     if row.termination is not None:
         return False
-    if attempt != row.attempt or row.ended_at is not None or row.accepted_at is None:
+    if attempt != row.attempt or row.ended_at is not None or row.accepted_at is None or row.confirmed_dead:
         raise AttemptOver(f"attempt {attempt} of {job_id} is over")
     termination = Termination(**end.model_dump(), exit_code=_EXIT_CODES[end.outcome])
     connection.execute(
@@ -142,6 +142,7 @@ def _locked(connection: Connection, job_id: str, attempt: int) -> Any:
                 AttemptRow.accepted_at,
                 AttemptRow.ended_at,
                 AttemptRow.stopping_since,
+                AttemptRow.confirmed_dead,
                 AttemptRow.last_seq,
                 AttemptRow.mark,
                 AttemptRow.resumed_from,
@@ -164,6 +165,9 @@ def _locked(connection: Connection, job_id: str, attempt: int) -> Any:
 def _check_live(attempt: int, row: Any) -> None:
     over = AttemptOver("this attempt is over: stop at once and save nothing")
     if attempt != row.attempt or row.ended_at is not None or row.phase not in (Phase.STARTING, Phase.RUNNING):
+        raise over
+    # Said of attempts that are being ended, which the line above refuses; a word that is never taken back.
+    if row.confirmed_dead:
         raise over
     # Before its first answer an attempt has touched nothing: where it is not wanted any more, it never starts.
     if row.accepted_at is None and (

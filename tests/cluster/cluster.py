@@ -48,13 +48,13 @@ class Cluster:
         self.image = POD.name
         self.processes = Processes(FOLDER)
 
-    def kubectl(self, *arguments: str, input: str | None = None) -> str:
-        """Run kubectl as the admin, and give what it printed.
+    def kubectl(self, *arguments: str, input: str | None = None, kubeconfig: Path | None = None) -> str:
+        """Run kubectl, as the admin or with another kubeconfig, and give what it printed.
 
         Raises:
             ClusterError: it failed; the message is its own.
         """
-        return kubectl(program("kubectl"), self.kubeconfig, *arguments, input=input)
+        return kubectl(program("kubectl"), kubeconfig or self.kubeconfig, *arguments, input=input)
 
     @cached_property
     def http(self) -> httpx.Client:

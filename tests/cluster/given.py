@@ -42,12 +42,12 @@ class GivenCluster:
             pytest.skip(f"Pods must reach this machine: set {HOST_ADDRESS} to an address of it that they can reach.")
         return address
 
-    def kubectl(self, *arguments: str, input: str | None = None) -> str:
+    def kubectl(self, *arguments: str, input: str | None = None, kubeconfig: Path | None = None) -> str:
         """As `Cluster.kubectl`, by the kubectl in PATH."""
         program = shutil.which("kubectl")
         if program is None:
             raise ClusterError(f"With {KUBECONFIG}, kubectl must be in PATH.")
-        return kubectl(program, self.kubeconfig, *arguments, input=input)
+        return kubectl(program, kubeconfig or self.kubeconfig, *arguments, input=input)
 
     @cached_property
     def http(self) -> httpx.Client:

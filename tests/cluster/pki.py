@@ -60,7 +60,7 @@ class Authority:
             raise ClusterError(f"`{' '.join(command)}` failed: {done.stderr.strip()[-500:]}")
 
 
-def kubeconfig(cluster: dict[str, object], user: dict[str, object]) -> str:
+def kubeconfig(cluster: dict[str, str], user: dict[str, str]) -> str:
     """The text of a kubeconfig (JSON is YAML) with one cluster and one user."""
     return json.dumps(
         {

@@ -8,7 +8,7 @@ _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch"}
 
 @dataclass(frozen=True)
 class ApiRequest:
-    """What was asked for. `resource` is as in a Role, such as `pods` or `pods/log`; empty for `/version` and the like."""
+    """What was asked for. `resource` is as in a Role, such as `jobs` or `pods/log`; empty for `/version` or so."""
 
     method: str
     path: str

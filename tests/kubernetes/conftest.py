@@ -104,5 +104,5 @@ def plane(
     """A control plane that the tests of a module share. Its operator has the role that is shipped, and no more."""
     folder = tmp_path_factory.mktemp("plane")
     account = operator_kubeconfig(cluster, module_namespace, folder)
-    with running(folder, cluster, module_namespace, postgres(), account) as made:
+    with running(folder, cluster, module_namespace, postgres, account) as made:
         yield made

@@ -4,8 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,24 +77,33 @@ class Plane:
     """One control plane: `api` serves, `operator` acts; `another_operator` makes a second one."""
 
     def __init__(
-        self, folder: Path, cluster: Cluster, namespace: Namespace, database_url: str, kubeconfig: Path, **settings: str
+        self,
+        folder: Path,
+        cluster: Cluster,
+        namespace: Namespace,
+        databases: Callable[[], str],
+        kubeconfig: Path,
+        pod: dict[str, Any] | None = None,
+        **settings: str,
     ):
+        self._databases = databases
+        self._made = 0
         self.cluster, self.namespace, self.folder = cluster, namespace, folder
         self.kubeconfig = kubeconfig
         folder.mkdir(parents=True, exist_ok=True)
-        pod = folder / "worker-pod.yaml"
-        pod.write_text(yaml.safe_dump(namespace.pod_additions))
+        worker_pod = folder / "worker-pod.yaml"
+        worker_pod.write_text(yaml.safe_dump(namespace.pod_additions | (pod or {})))
         port, worker_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.client = Client(self.url)
         self.worker_port = worker_port
         self._environment = {
             **{k: v for k, v in os.environ.items() if k != "KUBECONFIG"},
-            "CLUSTER": "kubernetes", "NAMESPACE": namespace.name, "WORKER_POD": str(pod),
+            "CLUSTER": "kubernetes", "NAMESPACE": namespace.name, "WORKER_POD": str(worker_pod),
             "WORKER_HOST": cluster.host_address, "WORKER_PORT": str(worker_port),
             "WORKER_URL": f"http://{cluster.host_address}:{worker_port}",
             "STORE": namespace.store.as_uri(), "STORE_CLAIM": namespace.store_claim,
-            "DATABASE_URL": database_url, "PORT": str(port), "BACK_OFF": "0.5", "ALLOWED_PATHS": str(REPOSITORY),
+            "DATABASE_URL": databases(), "PORT": str(port), "BACK_OFF": "0.5", "ALLOWED_PATHS": str(REPOSITORY),
             **settings,
         }  # fmt: skip
         self.api = self._process("api", "api")
@@ -119,6 +128,16 @@ class Plane:
         made = self._process("operator", f"operator-{len(self._others) + 2}", **settings)
         self._others.append(made)
         return made
+
+    def another(
+        self, namespace: Namespace | None = None, kubeconfig: Path | None = None, **pod: Any
+    ) -> "AbstractContextManager[Plane]":
+        """Another control plane on the same cluster, with a database of its own; `pod` changes what its admin gives."""
+        self._made += 1
+        folder = self.folder / f"another-{self._made}"
+        return running(
+            folder, self.cluster, namespace or self.namespace, self._databases, kubeconfig or self.kubeconfig, pod
+        )
 
     def _ready(self) -> bool:
         assert self.api.alive, self.api.log.read_text()[-4000:]
@@ -159,8 +178,11 @@ class Plane:
     def story(self, job: str) -> str:
         """The job's events and its objects, for a person who must find out."""
         events = [f"{e.at:%H:%M:%S} {e.type}: {e.message}" for e in self.client.jobs.events(job)]
-        objects = self.cluster.kubectl("-n", self.namespace.name, "get", "jobs,pods,events", "-o", "wide")
-        return "\n".join([str(self.client.jobs.get(job)), *events, objects])
+        kubectl = self.cluster.kubectl
+        objects = kubectl("-n", self.namespace.name, "get", "jobs,pods", "-l", f"rlhf-operator/job={job}", "-o", "wide")
+        told = kubectl("-n", self.namespace.name, "get", "events", "--field-selector", "type=Warning")
+        warnings = [line for line in told.splitlines() if job in line]
+        return "\n".join([str(self.client.jobs.get(job)), *events, objects, *warnings])
 
     def objects(self, kinds: str = "jobs,pods,secrets,services,networkpolicies") -> list[str]:
         """What there is of attempts in the namespace, as `kind/name`."""
@@ -183,21 +205,42 @@ class Plane:
 
 @contextmanager
 def running(
-    folder: Path, cluster: Cluster, namespace: Namespace, database_url: str, kubeconfig: Path, **settings: str
+    folder: Path,
+    cluster: Cluster,
+    namespace: Namespace,
+    databases: Callable[[], str],
+    kubeconfig: Path,
+    pod: dict[str, Any] | None = None,
+    **settings: str,
 ) -> Iterator[Plane]:
     """A control plane that serves and acts, for the length of a `with`."""
-    plane = Plane(folder, cluster, namespace, database_url, kubeconfig, **settings)
+    plane = Plane(folder, cluster, namespace, databases, kubeconfig, pod, **settings)
     try:
         yield plane.start()
     finally:
         plane.close()
 
 
-def operator_kubeconfig(cluster: Cluster, namespace: Namespace, folder: Path) -> Path:
-    """The configuration of an account that has the operator's role in the namespace, and nothing else."""
+def operator_kubeconfig(
+    cluster: Cluster,
+    namespace: Namespace,
+    folder: Path,
+    name: str = "rlhf-operator",
+    without: tuple[str, str] | None = None,
+) -> Path:
+    """The configuration of an account that has the operator's role in the namespace, and nothing else.
+
+    `without` a resource and a verb: the role lacks that.
+    """
     role = yaml.safe_load(ROLE.read_text())
-    name = role["metadata"]["name"]
-    role["metadata"]["namespace"] = namespace.name
+    role["metadata"] = {"name": name, "namespace": namespace.name}
+    if without is not None:
+        resource, verb = without
+        role["rules"] = [
+            {**rule, "resources": [each], "verbs": [v for v in rule["verbs"] if (each, v) != (resource, verb)]}
+            for rule in role["rules"]
+            for each in rule["resources"]
+        ]
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": namespace.name}}
     binding = {
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",

@@ -1,6 +1,5 @@
 """The objects of attempts, as a real API server takes them, and as a real pod finds them."""
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 from api.operator.manifest import Objects, objects, owned_by, preview
 from api.operator.site import Site, WorkerPod
 from client.commands.manifest import as_yaml
-from tests.cluster.machine import ClusterError
 from tests.kubernetes.conftest import AnyCluster
 from tests.kubernetes.namespace import Namespace
 from tests.operator.test_manifest import order_of, spec_of
@@ -91,56 +89,75 @@ def site_of(namespace: Namespace, **parts: Any) -> Site:
     )
 
 
-def checked(cluster: AnyCluster, documents: str) -> list[str]:
-    """What the API server would make of them, strictly: no unknown field, no field twice."""
-    said = cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", input=documents)
-    assert "Warning" not in said
-    return [line.split("/")[0] for line in said.splitlines()]
+PATHS = {
+    "Job": "/apis/batch/v1/namespaces/{}/jobs",
+    "Service": "/api/v1/namespaces/{}/services",
+    "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
+    "Secret": "/api/v1/namespaces/{}/secrets",
+    "Pod": "/api/v1/namespaces/{}/pods",
+}
 
 
-def as_pod(made: Objects) -> str:
+def would_create(cluster: AnyCluster, made: dict[str, Any]) -> str:
+    """What a strict API server has against an object, such as an unknown field; "": nothing."""
+    path = PATHS[made["kind"]].format(made["metadata"]["namespace"])
+    answer = cluster.http.post(path, params={"dryRun": "All", "fieldValidation": "Strict"}, json=made)
+    return "" if answer.status_code == 201 and "Warning" not in answer.headers else answer.text + str(answer.headers)
+
+
+def pod_of(made: Objects) -> dict[str, Any]:
     """A pod as the Job controller would make it."""
     template = made.job["spec"]["template"]
     meta = {**template["metadata"], "name": "a-pod", "namespace": made.job["metadata"]["namespace"]}
-    return json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": template["spec"]})
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": template["spec"]}
 
 
-@pytest.mark.parametrize("admin", ["the least", "everything"])
+def admins_of(namespace: Namespace) -> list[Site]:
+    """Two installations: one whose administrator says little, and one who says everything."""
+    site = site_of(namespace)
+    return [site, replace(site, pod=ADMIN, worker_url="https://workers.rlhf.svc", store_claim=None)]
+
+
 @pytest.mark.parametrize("title", SPECS)
 def test_a_strict_api_server_takes_the_objects_of_every_spec_and_the_restricted_level_its_pods(
-    cluster: AnyCluster, module_namespace: Namespace, title: str, admin: str
+    cluster: AnyCluster, module_namespace: Namespace, title: str
 ) -> None:
-    spec, site = spec_of(**SPECS[title]), site_of(module_namespace)
-    if admin == "everything":
-        site = replace(site, pod=ADMIN, worker_url="https://workers.rlhf.svc", store_claim=None)
-    wanted = ["job.batch", "service", "networkpolicy.networking.k8s.io", "secret"]
-    made = owned_by(objects("job-abcdefghijkl-a2", order_of(spec), "token", site), "uid-1")
-    assert checked(cluster, json.dumps({"apiVersion": "v1", "kind": "List", "items": made.all()})) == wanted
-    # What `rlhf manifest` prints, through kubectl's own reader of YAML.
-    assert checked(cluster, as_yaml(preview(spec, {}, site).all())) == wanted
-    if spec.resources.pod is None or spec.resources.pod.priority_class is None:
-        cluster.kubectl("create", "--dry-run=server", "-f", "-", input=as_pod(made))
+    spec = spec_of(**SPECS[title])
+    for site in admins_of(module_namespace):
+        made = owned_by(objects("job-abcdefghijkl-a2", order_of(spec), "token", site), "uid-1")
+        for each in [*made.all(), pod_of(made)]:
+            assert would_create(cluster, each) == ""
+
+
+def test_kubectl_takes_what_rlhf_manifest_prints(cluster: AnyCluster, module_namespace: Namespace) -> None:
+    printed = "".join(
+        as_yaml(preview(spec_of(**fields), {}, site).all())
+        for fields in SPECS.values()
+        for site in admins_of(module_namespace)
+    )
+    said = cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", input=printed).splitlines()
+    assert len(said) == 4 * 2 * len(SPECS)
+    assert all(line.endswith("created (server dry run)") for line in said)
 
 
 def test_the_restricted_level_is_looked_at(cluster: AnyCluster, module_namespace: Namespace) -> None:
     site = site_of(module_namespace, volumes=[{"name": "node", "hostPath": {"path": "/"}}], volumeMounts=[])
     made = objects("job-abcdefghijkl-a2", order_of(spec_of()), "token", site)
-    with pytest.raises(ClusterError, match="restricted volume types"):
-        cluster.kubectl("create", "--dry-run=server", "-f", "-", input=as_pod(made))
+    assert "restricted volume types" in would_create(cluster, pod_of(made))
 
 
 def run(cluster: AnyCluster, made: Objects) -> dict[str, Any]:
     """Makes the objects as the operator does, and gives the Job once it is over."""
 
     def create(each: dict[str, Any]) -> dict[str, Any]:
-        text = cluster.kubectl("create", "-f", "-", "-o", "json", input=json.dumps(each))
-        found: dict[str, Any] = json.loads(text)
+        path = PATHS[each["kind"]].format(each["metadata"]["namespace"])
+        found: dict[str, Any] = cluster.http.post(path, json=each).raise_for_status().json()
         return found
 
     job = create(made.job)
     for each in owned_by(made, job["metadata"]["uid"]).dependents:
         create(each)
-    path = f"/apis/batch/v1/namespaces/{job['metadata']['namespace']}/jobs/{job['metadata']['name']}"
+    path = f"{PATHS['Job'].format(job['metadata']['namespace'])}/{made.name}"
     deadline = time.monotonic() + 120
     while not any(c["type"] in ("Complete", "Failed") for c in job["status"].get("conditions", ())):
         assert time.monotonic() < deadline, job["status"]
@@ -149,7 +166,7 @@ def run(cluster: AnyCluster, made: Objects) -> dict[str, Any]:
     return job
 
 
-def attempt(namespace: Namespace, script: str, number: int = 1, **fields: Any) -> Objects:
+def attempt(namespace: Namespace, script: str, number: int, **fields: Any) -> Objects:
     """An attempt whose worker is a shell."""
     spec: JobSpec = spec_of(**fields)
     site = site_of(namespace, command=["sh", "-c", script])
@@ -158,8 +175,9 @@ def attempt(namespace: Namespace, script: str, number: int = 1, **fields: Any) -
 
 
 def test_a_worker_reads_its_order_and_writes_where_it_must_and_nowhere_else(
-    cluster: AnyCluster, namespace: Namespace
+    cluster: AnyCluster, module_namespace: Namespace
 ) -> None:
+    namespace = module_namespace
     greeting = "$(HOME) $$ ${HOME} é"
     mark: Path = namespace.store / "from-the-pod"
     script = f"""
@@ -174,7 +192,7 @@ printf said > /dev/termination-log
 """
     volume = {"name": "scratch", "mount_path": "/mnt/scratch", "empty_dir": {}}
     pod = {"env": {"GREETING": greeting}, "volumes": [volume]}
-    made = attempt(namespace, script, resources={"memory": "64Mi", "cpu": "10m", "pod": pod})
+    made = attempt(namespace, script, 1, resources={"memory": "64Mi", "cpu": "10m", "pod": pod})
     job = run(cluster, made)
     assert job["status"].get("succeeded") == 1, cluster.kubectl("logs", "-n", namespace.name, f"job/{made.name}")
     assert mark.read_text() == greeting
@@ -186,9 +204,9 @@ printf said > /dev/termination-log
 
 @pytest.mark.parametrize(("code", "rule"), [(5, 3), (143, 5), (1, 7), (77, 8)])
 def test_the_jobs_condition_names_the_code_that_a_worker_ended_with(
-    cluster: AnyCluster, namespace: Namespace, code: int, rule: int
+    cluster: AnyCluster, module_namespace: Namespace, code: int, rule: int
 ) -> None:
-    made = attempt(namespace, f"exit {code}", resources={"memory": "64Mi", "cpu": "10m"})
+    made = attempt(module_namespace, f"exit {code}", 1000 + code, resources={"memory": "64Mi", "cpu": "10m"})
     job = run(cluster, made)
     said = next(c for c in job["status"]["conditions"] if c["type"] == "Failed")
     assert said["reason"] == "PodFailurePolicy"
@@ -196,11 +214,13 @@ def test_the_jobs_condition_names_the_code_that_a_worker_ended_with(
     assert job["status"]["failed"] == 1
 
 
-def test_the_others_go_when_the_job_goes(cluster: AnyCluster, namespace: Namespace) -> None:
-    made = attempt(namespace, "true", resources={"memory": "64Mi", "cpu": "10m"})
+def test_the_others_go_when_the_job_goes(cluster: AnyCluster, module_namespace: Namespace) -> None:
+    namespace = module_namespace
+    made = attempt(namespace, "true", 2, resources={"memory": "64Mi", "cpu": "10m"})
     run(cluster, made)
     kinds = "job,pod,service,networkpolicy,secret"
-    listed = ("get", kinds, "-n", namespace.name, "-l", "rlhf-operator/installation=blue", "-o", "name")
+    selected = "rlhf-operator/installation=blue,rlhf-operator/attempt=2"
+    listed = ("get", kinds, "-n", namespace.name, "-l", selected, "-o", "name")
     assert len(cluster.kubectl(*listed).split()) == 5
     cluster.kubectl("delete", "job", made.name, "-n", namespace.name, "--cascade=foreground")
     deadline = time.monotonic() + 60

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.operator import manifest
+from api.operator.labels import spec_sha256
 from api.operator.manifest import CannotRender, Manifest, Objects, canonical, objects, owned_by, preview
 from api.operator.podspec import LAUNCHER_PORT, RANKS_PORT
 from api.operator.site import Site, WorkerPod
@@ -158,6 +159,16 @@ def test_a_fingerprint_tells_another_attempt_spec_input_or_control_plane_apart_a
     moved = model.model_copy(update={"location": "y"})
     assert fingerprint(model=moved) == fingerprint(model=model)
     assert manifest.fingerprint({"metadata": {"name": NAME}}) != first
+
+
+def test_a_fingerprint_stays_when_a_newer_version_has_more_fields() -> None:
+    class Newer(JobSpec):
+        later: int = 3
+
+    spec = spec_of(name="mine")
+    newer = Newer.model_validate(spec.model_dump(mode="json"))
+    assert spec_sha256(newer, {}) == spec_sha256(spec, {})
+    assert spec_sha256(newer.model_copy(update={"later": 4}), {}) != spec_sha256(spec, {})
 
 
 def test_the_first_rule_that_fits_a_failure_tells_its_cause() -> None:

@@ -6,11 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from tests.process.attempts import DEADLINE, JOB
 from tests.process.listener import TOKEN
@@ -26,6 +27,18 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """A folder in which nobody can write, not even root, for the length of a `with`. Skips where that needs root."""
+    if subprocess.run(["mount", "--bind", str(folder), str(folder)], capture_output=True, check=False).returncode:
+        pytest.skip("to mount a folder for reading alone needs root")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 class Node:
@@ -115,7 +128,8 @@ class SpreadAttempt:
         self.store = home / "store"
         self.store.mkdir(exist_ok=True)
         resources = {"nodes": nodes, "per_node": per_node}
-        whole = {"stage": {"type": "rehearse", "seconds_per_step": 0.01, **(stage or {})}, "resources": resources}
+        rehearsal = {"type": "rehearse", "seconds_per_step": 0.01}
+        whole = {"stage": stage if stage and "type" in stage else rehearsal | (stage or {}), "resources": resources}
         self.own = self.store / "jobs" / JOB / f"a{attempt}"
         self.logs = self.own / "log"
         order = {

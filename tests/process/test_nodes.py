@@ -10,10 +10,12 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.disks import small_disk
 from tests.process.attempts import until
-from tests.process.cluster import MakeSpread, SpreadAttempt
+from tests.process.cluster import MakeSpread, SpreadAttempt, read_only
 from tests.process.listener import TOKEN, Listener
 from worker.link import BEAT, SILENT_BEATS
+from worker.ranks import environment, rendezvous
 
 LONG = {"steps": 100_000}
 NEVER = {"every_steps": 1_000_000}
@@ -72,7 +74,7 @@ def test_nodes_together_do_what_one_does_and_all_end_with_the_same_words(
 def test_a_pause_saves_once_on_all_nodes_and_the_next_attempt_goes_on_exactly(
     listener: Listener, spread: MakeSpread, tmp_path: Path
 ) -> None:
-    stage = {"steps": 120, "seed": 3}
+    stage = {"steps": 500, "seed": 3}
     first = spread(1, stage=stage, checkpoint=NEVER).start()
     until(lambda: listener.step >= 5)
     listener.desired = "pause"
@@ -86,7 +88,7 @@ def test_a_pause_saves_once_on_all_nodes_and_the_next_attempt_goes_on_exactly(
     second = spread(2, stage=stage, checkpoint=NEVER).start()
     assert second.wait() == [0, 0]
     assert listener.accepted[-1].resumed_from == step
-    assert listener.losses == losses_on_one_node(tmp_path, 2, 120, seed=3)
+    assert listener.losses == losses_on_one_node(tmp_path, 2, 500, seed=3)
 
 
 @pytest.mark.parametrize("asked", [0, 1, 2])
@@ -258,11 +260,26 @@ def test_a_signal_while_others_are_missing_ends_a_node_at_once(
 ) -> None:
     job = spread(stage=LONG)
     job.nodes[node].start()
-    until(lambda: job.nodes[node].ranks())
+    until(job.nodes[node].ranks)
     job.nodes[node].signal(signal.SIGTERM)
     assert job.nodes[node].wait() == 143
     assert job.nodes[node].termination().outcome == "stopped"
     assert job.in_store() == []
+
+
+def test_an_order_that_lies_where_nothing_can_be_written_leaves_no_trace_of_a_run(
+    listener: Listener, spread: MakeSpread
+) -> None:
+    job = spread(nodes=1, per_node=2, stage={"steps": 10})
+    (node,) = job.nodes
+    inode = node.exit.stat().st_ino
+    with read_only(node.order_file.parent):
+        node.start()
+        until(lambda: list(node.scratch.glob("rlhf-*")))
+        assert node.wait() == 0
+    assert list(node.scratch.glob("rlhf-*")) == []
+    assert sorted(path.name for path in node.folder.iterdir()) == ["etc", "stdout", "termination-log", "tmp"]
+    assert node.exit.stat().st_ino == inode, "Kubernetes would not see another file in its place"
 
 
 def test_what_ranks_print_goes_out_by_rank_and_into_the_store(listener: Listener, spread: MakeSpread) -> None:
@@ -278,6 +295,41 @@ def test_what_ranks_print_goes_out_by_rank_and_into_the_store(listener: Listener
         assert TOKEN not in node.printed()
         own = [line for line in node.printed().splitlines() if not line.startswith("[rank ")]
         assert all(line[2] == line[5] == ":" for line in own), own
+
+
+def test_a_rank_knows_its_place_among_all_and_on_its_node(tmp_path: Path) -> None:
+    order = SpreadAttempt(tmp_path, nodes=2, per_node=2).nodes[1].order
+    given = environment(order, 3)
+    place = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    assert given.items() >= place.items()
+    assert "GLOO_SOCKET_IFNAME" not in given
+    assert order.meeting is not None
+    assert given["MASTER_PORT"] == str(order.meeting.ranks_port)
+    assert rendezvous(order, tmp_path) == f"tcp://127.0.0.1:{order.meeting.ranks_port}"
+
+
+@pytest.mark.parametrize("index", ["2", "-1", "one"])
+def test_a_node_that_the_attempt_does_not_have_is_refused(listener: Listener, spread: MakeSpread, index: str) -> None:
+    job = spread(nodes=2)
+    job.nodes[0].index = index  # type: ignore[assignment]
+    job.nodes[0].start()
+    assert job.nodes[0].wait() == 2
+    assert index in job.nodes[0].termination().message
+    assert job.in_store() == []
+
+
+def test_logs_that_find_no_room_end_no_run(tmp_path: Path, listener: Listener, spread: MakeSpread) -> None:
+    with small_disk(tmp_path / "store", "256k") as store:
+        job = spread(stage={"steps": 600}, checkpoint=NEVER).start()
+        until(lambda: listener.step > 0)
+        with (
+            pytest.raises(OSError, match="No space"),
+            (store / "ballast").open("wb", buffering=0) as file,
+        ):
+            while True:
+                file.write(b"\0" * 512)
+        assert job.wait() == [0, 0]
+    assert listener.step == 600
 
 
 def test_logs_that_cannot_be_written_end_no_run(listener: Listener, spread: MakeSpread) -> None:
