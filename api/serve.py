@@ -205,7 +205,7 @@ async def _reconcile(control: ControlPlane, cluster: Cluster, stop: asyncio.Even
         wakeups=control.wakeups,
         tokens=control.tokens,
         # With SQLite the data folder's lock says that no other control plane is up.
-        leader=Leader(control.database, alone=settings.sqlite),
+        leader=Leader(control.database, seconds=settings.lease, alone=settings.sqlite),
         store=control.store.root,
         # On Kubernetes, its scheduler and its queues give places.
         places=settings.local_jobs if settings.cluster == "local" else _MANY,

@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     back_off: Annotated[float, Field(gt=0, le=300)] = Field(
         default=10.0, description="before a next attempt; doubles with each one in a row, up to 5 minutes"
     )
+    lease: Annotated[float, Field(ge=1, le=60)] = Field(
+        default=10.0, description="seconds after which another operator takes the place of one that is gone"
+    )
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = Field(default=8000, description="0: any free one")
     worker_host: str = Field(default="127.0.0.1", description="where workers report to; each call needs a token")

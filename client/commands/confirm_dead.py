@@ -12,7 +12,7 @@ app = typer.Typer()
 _STAKE = """\
 Attempt {attempt} of {name} ({id}) is about to be declared dead, and the next attempt may then start at once.
 If a process of it still runs, two attempts run at the same time. The control plane refuses the reports of the old one,
-which ends as soon as it is told so, and neither writes where the other does; but until then it holds its GPUs, and works
+which ends as soon as it is told so, and neither writes where the other does; but until then it holds its GPUs and works
 for nothing.
 Say yes only if the machine is off, or you have looked: """
 

@@ -63,7 +63,7 @@ def start(said: str, spec: JobSpec) -> Iterator[Hint]:
             yield Hint("The image is for another kind of processor than the nodes': build it for theirs.")
         elif "permission denied" in said:
             yield Hint(
-                f"The workers' user may not run the image's command: `command`, or `runAsUser`, in {ADMIN_FILE}; or mend "
+                f"The workers' user may not run the image's command: `command` or `runAsUser` in {ADMIN_FILE}; or mend "
                 "the image."
             )
         elif "no such file or directory" in said or "executable file not found" in said:
