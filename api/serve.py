@@ -21,6 +21,7 @@ from starlette.types import ASGIApp
 from api.control import ControlPlane
 from api.domain.decide import Rules
 from api.domain.outcome import Backoff
+from api.inputs import Resolver
 from api.main import create_app, create_worker_app
 from api.operator.cluster import Cluster
 from api.operator.kube_api import KubeApi, NoCluster, connect
@@ -135,7 +136,8 @@ async def _placed(control: ControlPlane) -> ControlPlane:
         store_path=mount,
         pod=pod,
     )
-    return replace(control, site=site)
+    resolver = Resolver(settings, control.database, control.store, site)
+    return replace(control, site=site, resolver=resolver)
 
 
 async def _open_database(control: ControlPlane) -> None:

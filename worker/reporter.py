@@ -3,6 +3,7 @@
 It never makes the training wait. What it hears, it hands to the launcher.
 """
 
+import secrets
 import sys
 import threading
 import time
@@ -58,6 +59,8 @@ class Reporter(threading.Thread):
     def __init__(self, order: Order, outbox: Outbox, spool_folder: Path, tell: Callable[[Heard], None]):
         super().__init__(name="reporter", daemon=True)
         self._control = Control(Path(order.control_url_file), Path(order.token_file))
+        # The cluster may start another process for the same attempt: by this they are told apart.
+        self._launcher = secrets.token_hex(16)
         self._outbox = outbox
         self._spool = Spool(spool_folder)
         self._aside = spool_folder / "refused"
@@ -114,7 +117,7 @@ class Reporter(threading.Thread):
         report, wait = self._outbox.cut(), 0.1
         while not self._closed.is_set():
             asked_at = time.monotonic()
-            reply = self._control.report(report)
+            reply = self._control.report(report.model_copy(update={"launcher": self._launcher}))
             match reply.verdict:
                 case Verdict.ACCEPTED:
                     self.accepted = True
@@ -182,7 +185,7 @@ class Reporter(threading.Thread):
     def _send(self, report: Report) -> bool:
         """Sends one report. Gives whether it is done with: accepted, or one that never will be."""
         asked_at = time.monotonic()
-        reply = self._control.report(report)
+        reply = self._control.report(report.model_copy(update={"launcher": self._launcher}))
         match reply.verdict:
             case Verdict.ACCEPTED:
                 self._tell(_wish(reply, asked_at))

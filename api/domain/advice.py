@@ -3,33 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from api.domain.case import Case, again, begins, other_spec, stands
 from api.domain.cluster_words import hints
-from api.domain.job import FINAL, Job, Phase, Reason
-from api.domain.wording import span
+from api.domain.job import Phase, Reason
+from api.domain.wording import amid, span
 from worker.contract.protocol import Exit
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A job, and what is said of why it does not run, or did not."""
-
-    job: Job
-    words: str = ""
-    """The cluster's or the worker's own."""
-    exit_code: int | None = None
-    """Of the attempt that the words are about."""
-    kubernetes: bool = False
-    pipeline: str | None = None
-    """The pipeline that the job is a step of."""
-
-    @property
-    def failed(self) -> bool:
-        """Whether a person has to act for it to run."""
-        return self.job.phase is Phase.FAILED
-
-    def command(self, verb: str) -> str:
-        """`rlhf VERB` of this job."""
-        return f"`rlhf {verb} {self.job.id}`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,35 +16,6 @@ class Advice:
 
     means: str
     todo: Callable[[Case], list[str]]
-
-
-def other_spec(case: Case, *settings: str) -> str:
-    """How a job comes to another spec."""
-    if case.pipeline is not None:
-        before = "" if case.job.phase in FINAL else f"`rlhf pipeline cancel {case.pipeline}`, and "
-        return (
-            f"A spec never changes, and a pipeline takes no other job's models: change its file, {before}"
-            "`rlhf pipeline submit FILE`."
-        )
-    given = "".join(f" --set {setting}" for setting in dict.fromkeys(settings))
-    clone = f"`rlhf clone {case.job.id}{given}` makes a new one"
-    if case.job.phase in FINAL:
-        return f"A job's spec never changes; {clone}."
-    return f"A job's spec never changes: {case.command('cancel')}, and {clone}."
-
-
-def again(case: Case, once: str = "") -> list[str]:
-    """The command that has a failed job go on; nothing for one that goes on by itself."""
-    if not case.failed:
-        return []
-    verb = f"`rlhf pipeline retry {case.pipeline}`" if case.pipeline is not None else case.command("retry")
-    saved = case.job.newest_checkpoint
-    begins = "begins anew" if saved is None else f"goes on from step {saved}"
-    return [f"{once}{', ' if once else ''}{verb}: it {begins}."]
-
-
-def _nothing(case: Case) -> list[str]:
-    return []
 
 
 def _invalid_spec(case: Case) -> list[str]:
@@ -133,7 +82,7 @@ def _unschedulable(case: Case) -> list[str]:
         todo = [f"{case.command('logs')} says how far it came."]
     if case.failed:
         longer = f"If it only needs longer than limits.start ({span(limit)}): "
-        todo += [longer + other_spec(case, "limits.start=DURATION"), *again(case, "Once that is mended")]
+        todo += [longer + amid(other_spec(case, "limits.start=DURATION")), *again(case, "Once that is mended")]
     return todo
 
 
@@ -150,13 +99,12 @@ def _quota_wait(case: Case) -> list[str]:
 
 
 def _admission(case: Case) -> list[str]:
-    found = _cluster(case)
     if not hints(case.words, case.job.spec):
-        queue = case.job.spec.queue.kueue
-        found = [
-            f"It starts by itself once the queue {queue or ''} admits it; `kubectl get workloads` shows the queue."
+        return [
+            "It starts by itself once its queue admits it; `kubectl get workloads` shows who waits in it.",
+            *again(case),
         ]
-    return [*found, *again(case)]
+    return [*_cluster(case), *again(case)]
 
 
 def _preempted(case: Case) -> list[str]:
@@ -209,8 +157,13 @@ def _node_lost(case: Case) -> list[str]:
     ]
     if job.phase is Phase.FINISHING:
         return known
-    ends = f"It is given up after limits.stall ({span(job.spec.limits.stall)}); {case.command('pause')} ends it sooner."
-    return [known[0], ends, f"Then, {known[1][0].lower()}{known[1][1:]}"]
+    limit = "start" if job.phase is Phase.STARTING else "stall"
+    after = f"limits.{limit} ({span(getattr(job.spec.limits, limit))})"
+    return [
+        known[0],
+        f"It is given up after {after}; {case.command('pause')} ends it sooner.",
+        f"Then, {amid(known[1])}",
+    ]
 
 
 def _stalled(case: Case) -> list[str]:
@@ -218,7 +171,7 @@ def _stalled(case: Case) -> list[str]:
     stall = span(case.job.spec.limits.stall)
     return [
         *todo,
-        f"If a step may take longer than limits.stall ({stall}): " + other_spec(case, "limits.stall=DURATION"),
+        f"If a step may take longer than limits.stall ({stall}): " + amid(other_spec(case, "limits.stall=DURATION")),
     ]
 
 
@@ -237,13 +190,13 @@ def _deadline(case: Case) -> list[str]:
     counted = f"limits.wall_clock ({span(limit)})" if limit is not None else "limits.wall_clock"
     return [
         *again(case, f"With {counted} counted anew"),
-        f"For a longer limit: {other_spec(case, 'limits.wall_clock=DURATION')}",
+        f"For a longer limit: {amid(other_spec(case, 'limits.wall_clock=DURATION'))}",
     ]
 
 
 def _dependency(case: Case) -> list[str]:
     broken = [need for need in case.job.needs if need.phase in (Phase.FAILED, Phase.CANCELLED)]
-    todo = [f"`rlhf explain {need.job}` says why the step {need.step} {need.phase}." for need in broken]
+    todo = [f"`rlhf explain {need.job}` says why the step {need.step} {stands(need.phase)}." for need in broken]
     if any(need.phase is Phase.CANCELLED for need in broken):
         return [*todo, "A cancelled step stays so: `rlhf pipeline submit FILE` makes a new pipeline."]
     pipeline = case.pipeline or "PIPELINE"
@@ -255,7 +208,7 @@ def _awaiting_step(case: Case) -> list[str]:
     seen: dict[str, str] = {}
     for need in case.job.needs:
         if need.phase in stuck and not need.retried:
-            seen[need.job] = f"The step {need.step} is {need.phase}: `rlhf {stuck[need.phase]} {need.job}`."
+            seen[need.job] = f"The step {need.step} {stands(need.phase)}: `rlhf {stuck[need.phase]} {need.job}`."
         elif need.phase is not Phase.SUCCEEDED:
             seen[need.job] = f"Nothing: it starts by itself when {need.step} is done (`rlhf explain {need.job}`)."
     return list(seen.values())
@@ -264,10 +217,10 @@ def _awaiting_step(case: Case) -> list[str]:
 def _name_conflict(case: Case) -> list[str]:
     attempt = case.job.attempt
     follows = f" ({case.job.id}-a{attempt.number + 1})" if attempt is not None else ""
-    return [
-        "What has the name was left alone: delete it, if nobody needs it.",
-        *again(case, f"The next attempt has another name{follows}"),
-    ]
+    left = (
+        f"What has the name was left alone: delete it, if nobody needs it. The next attempt has another name{follows}."
+    )
+    return [left, *again(case)]
 
 
 def _forbidden(case: Case) -> list[str]:
@@ -303,11 +256,16 @@ def _back_off(case: Case) -> list[str]:
 
 
 def _finished(case: Case) -> list[str]:
+    match case.job.spec.stage.type:
+        case "rehearse":
+            return []
+        case "evaluate":
+            return [f"{case.command('metrics')} shows what it measured."]
     return ["`rlhf models list` shows what it handed over."]
 
 
 def _paused(case: Case) -> list[str]:
-    return [f"{case.command('resume')} goes on from its newest checkpoint."]
+    return [f"{case.command('resume')}: it {begins(case)}."]
 
 
 def _guarded(case: Case) -> list[str]:

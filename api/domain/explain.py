@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from api.domain.advice import ADVICE, Case
+from api.domain.advice import ADVICE
+from api.domain.case import Case, stands
 from api.domain.job import ACTIVE, Attempt, Desired, Job, Phase, Reason
 from api.domain.outcome import running_time
 from api.domain.wording import listed, quoted, sentence, span
@@ -13,6 +14,7 @@ from worker.contract.protocol import Level
 # Seconds without a report that are worth saying: workers report every few seconds.
 _SILENCE = 60.0
 _ATTEMPTS, _EVENTS = 3, 3
+_SAID = frozenset({"AttemptFailed", "Failed", "Stopping", *Reason})
 # Of these, the words are the cluster's own, or its queue's.
 _CLUSTERS = frozenset(
     {
@@ -226,15 +228,18 @@ def _because(facts: Facts) -> Iterator[str]:
         if job.phase is Phase.STARTING and job.reason in _CLUSTERS and (asked := _asked(facts)):
             yield asked
         for need in job.needs:
-            why = f" ({need.reason})" if need.reason is not None and need.phase is Phase.FAILED else ""
-            yield f"It takes {need.step}.{need.output} for {need.path}; that step ({need.job}) is {need.phase}{why}"
+            why = f": {need.reason}" if need.reason is not None and need.phase is Phase.FAILED else ""
+            yield f"It takes {need.step}.{need.output} for {need.path}; {need.job} {stands(need.phase)}{why}"
         for tried in facts.tried[-_ATTEMPTS:]:
             # A job's message often ends with that of its last attempt.
             new = tried.message and not any(tried.message in text for text in told)
             words = f": {quote(tried.message)}" if new else ""
             yield f"Attempt {tried.number} ended {_ago(facts, tried.ended_at)}, {_ended(tried)}{words}"
         for event in facts.events[-_EVENTS:]:
-            if event.message and not any(event.message in text or text in event.message for text in told):
+            # What the operator says of an attempt's end, or of a wait, is said above.
+            if event.type in _SAID or any(event.message in text or text in event.message for text in told):
+                continue
+            if event.message:
                 yield f"{event.type}, {_ago(facts, event.at)}: {quote(event.message)}"
         if job.newest_checkpoint is not None:
             yield f"Its newest checkpoint is that of step {job.newest_checkpoint}"

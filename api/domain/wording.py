@@ -29,6 +29,13 @@ def listed(names: Iterable[str], joint: str = "and") -> str:
 
 
 def sentence(text: str) -> str:
-    """The text with a capital at its beginning and a full stop at its end."""
+    """The text with a capital at its beginning (unless a field's or a command's name is there) and a full stop."""
     text = text.strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "”")) else ".")
+    first = text.partition(" ")[0].rstrip(",:;")
+    begun = text[:1].upper() + text[1:] if first.isalpha() else text
+    return begun + ("" if text.endswith((".", "!", "?", "”")) else ".")
+
+
+def amid(text: str) -> str:
+    """A sentence as it stands after a colon."""
+    return text[:1].lower() + text[1:]

@@ -121,10 +121,11 @@ class KubernetesCluster:
             uid = str(job["metadata"]["uid"])
             owned = manifest.owned_by(wanted, uid)
             await asyncio.gather(
-                self._create_owned(SECRETS, owned.secret, uid),
                 self._create_owned(SERVICES, owned.service, uid),
                 self._create_owned(NETWORK_POLICIES, owned.network_policy, uid),
             )
+            # No pod starts without its Secret: so none ever runs without its policy.
+            await self._create_owned(SECRETS, owned.secret, uid)
         return uid
 
     async def observe(self, name: str, uid: str | None = None) -> Observation:

@@ -52,7 +52,7 @@ def take_in(connection: Connection, job_id: str, attempt: int, report: Report, l
     """
     row = _locked(connection, job_id, attempt)
     if not late:
-        _check_live(attempt, row)
+        _check_live(attempt, row, report.launcher)
     folder = f"jobs/{job_id}/a{attempt}/"
     for checkpoint in report.checkpoints:
         if not checkpoint.path.startswith(folder):
@@ -69,7 +69,7 @@ def take_in(connection: Connection, job_id: str, attempt: int, report: Report, l
         changes |= {"mark": report.progress.mark, "progressed_at": now}
     first = row.accepted_at is None and not late
     if first:
-        changes |= {"accepted_at": now, "progressed_at": now}
+        changes |= {"accepted_at": now, "progressed_at": now, "launcher": report.launcher}
     if report.resumed_from is not None and row.resumed_from is None:
         changes["resumed_from"] = report.resumed_from
         _supersede(connection, job_id, attempt, report.resumed_from)
@@ -143,6 +143,7 @@ def _locked(connection: Connection, job_id: str, attempt: int) -> Any:
                 AttemptRow.ended_at,
                 AttemptRow.stopping_since,
                 AttemptRow.confirmed_dead,
+                AttemptRow.launcher,
                 AttemptRow.last_seq,
                 AttemptRow.mark,
                 AttemptRow.resumed_from,
@@ -162,13 +163,16 @@ def _locked(connection: Connection, job_id: str, attempt: int) -> Any:
     return found
 
 
-def _check_live(attempt: int, row: Any) -> None:
+def _check_live(attempt: int, row: Any, launcher: str | None) -> None:
     over = AttemptOver("this attempt is over: stop at once and save nothing")
     if attempt != row.attempt or row.ended_at is not None or row.phase not in (Phase.STARTING, Phase.RUNNING):
         raise over
     # Said of attempts that are being ended, which the line above refuses; a word that is never taken back.
     if row.confirmed_dead:
         raise over
+    # A cluster may start an attempt's process once more, and the first one may still run: that one is live.
+    if row.launcher is not None and launcher is not None and launcher != row.launcher:
+        raise AttemptOver("another process speaks for this attempt: stop at once and save nothing")
     # Before its first answer an attempt has touched nothing: where it is not wanted any more, it never starts.
     if row.accepted_at is None and (
         row.phase != Phase.STARTING or row.desired != Desired.RUN or row.stopping_since is not None

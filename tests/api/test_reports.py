@@ -128,6 +128,37 @@ async def test_an_older_attempt_writes_nothing(plane: Plane) -> None:
     assert (await frozen.finish()).status_code == 409
 
 
+async def test_of_two_processes_of_one_attempt_the_one_that_was_accepted_is_live(plane: Plane) -> None:
+    job = (await plane.submit())["id"]
+    worker = await plane.start(job)
+    assert (await worker.report(launcher="a", metrics=points(1))).status_code == 200
+    second = Worker(plane, job, 1, worker.token)
+    ghost = {"metrics": points(9), "events": happenings("Ghost"), "progress": {"step": 9, "mark": 9}}
+    for seq in (1, 9):
+        answer = await second.report(seq, launcher="b", **ghost)
+        assert answer.status_code == 409
+        assert "another process" in answer.json()["detail"]
+    assert (await worker.report(launcher="a", metrics=points(2))).status_code == 200
+    assert await curve(plane, job) == [(1, 1), (1, 2)]
+    # What an operator reads in the spool of an attempt that is over was written by one that was accepted.
+    late = Report.model_validate({"seq": 10, "launcher": "b", "activity": "saving", "metrics": points(3)})
+    async with plane.control.database.transaction() as session:
+        await reports.accept(session, job, 1, late, late=True)
+    assert await curve(plane, job) == [(1, 1), (1, 2), (1, 3)]
+
+
+async def test_a_worker_that_does_not_name_its_process_is_taken_at_its_token_s_word(plane: Plane) -> None:
+    job = (await plane.submit())["id"]
+    worker = await plane.start(job)
+    for launcher in (None, "a", None, "b"):
+        assert (await worker.report(launcher=launcher)).status_code == 200
+    job = (await plane.submit())["id"]
+    worker = await plane.start(job)
+    for launcher in ("a", None, "a"):
+        assert (await worker.report(launcher=launcher)).status_code == 200
+    assert (await worker.report(launcher="b")).status_code == 409
+
+
 async def test_an_attempt_that_is_being_ended_is_told_to_stop(plane: Plane) -> None:
     job = (await plane.submit())["id"]
     worker = await plane.start(job)

@@ -69,6 +69,19 @@ def test_a_token_that_was_changed_is_read_again(listener: Listener, attempt: Mak
     assert listener.losses.keys() == set(range(1, listener.step + 1))
 
 
+def test_each_launcher_names_itself_in_all_its_reports(listener: Listener, attempt: MakeAttempt) -> None:
+    names = []
+    for number in (1, 2):
+        # The first report, its repetition, and what is sent from the spool: nobody answers for a while.
+        listener.status = lambda report: 503 if len(listener.seen) in (1, 3, 4) else 200
+        listener.seen.clear()
+        assert attempt(number, stage={"steps": 3}).start().wait() == 0
+        [name] = {report.launcher for report in listener.seen}
+        assert name is not None
+        names.append(name)
+    assert names[0] != names[1]
+
+
 def test_an_unanswered_attempt_waits_and_touches_nothing(listener: Listener, attempt: MakeAttempt) -> None:
     listener.status = lambda report: 503
     job = attempt(stage={"steps": 3}).start()

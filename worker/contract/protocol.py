@@ -139,6 +139,9 @@ class Report(Message):
 
     version: Annotated[int, Field(ge=0, lt=_INT4)] = VERSION
     seq: Annotated[int, Field(ge=1, le=2**53)]
+    launcher: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+        default=None, description="which process speaks for the attempt: chosen at random when it starts"
+    )
     activity: Activity
     progress: Progress = Progress()
     resumed_from: Step | None = Field(
