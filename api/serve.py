@@ -35,7 +35,6 @@ from api.store import installation
 from api.store.migrate import migrate
 from api.uploads import sweep
 
-_MANY = 1_000_000
 Role = Literal["all", "api", "operator"]
 log = logging.getLogger(__name__)
 
@@ -210,7 +209,7 @@ async def _reconcile(control: ControlPlane, cluster: Cluster, stop: asyncio.Even
         leader=Leader(control.database, seconds=settings.lease, alone=settings.sqlite),
         store=control.store.root,
         # On Kubernetes, its scheduler and its queues give places.
-        places=settings.local_jobs if settings.cluster == "local" else _MANY,
+        places=settings.local_jobs if settings.cluster == "local" else None,
         rules=Rules(Backoff(settings.back_off)),
     )
     control.pulse.watch(lambda: operator.alive)

@@ -16,6 +16,9 @@ _ALGORITHM = "HS256"
 # Seconds for which a key that was not there is not asked for again, and how many such names are remembered.
 _MISSED = 5.0
 _MISSES = 1000
+# Seconds for which the newest key is signed with before it is asked whether there is a newer one: the older is still
+# valid then.
+_KEY_KEPT = 30.0
 
 
 class BadToken(ValueError):
@@ -30,6 +33,15 @@ class Claim:
     attempt: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Newest:
+    """The key that is signed with, and when it was read, by the monotonic clock."""
+
+    id: str
+    secret: bytes
+    read_at: float
+
+
 class Tokens:
     """Issues and verifies. Keys are rows, read once and again when a token names one that is not known yet."""
 
@@ -37,13 +49,17 @@ class Tokens:
         self._database = database
         self._keys: dict[str, bytes] = {}
         self._missed: dict[str, float] = {}
+        self._newest: _Newest | None = None
 
     async def issue(self, job: str, attempt: int) -> str:
         """A token for one attempt, signed with the newest key; the first call makes the first key."""
-        async with self._database.transaction() as session:
-            row = await _newest(session) or _add(session)
-        self._keys[row.id] = row.secret
-        return jwt.encode({"job": job, "attempt": attempt}, row.secret, _ALGORITHM, headers={"kid": row.id})
+        if self._newest is None or time.monotonic() - self._newest.read_at > _KEY_KEPT:
+            async with self._database.transaction() as session:
+                row = await _newest(session) or _add(session)
+            self._keys[row.id] = row.secret
+            self._newest = _Newest(row.id, row.secret, time.monotonic())
+        key = self._newest
+        return jwt.encode({"job": job, "attempt": attempt}, key.secret, _ALGORITHM, headers={"kid": key.id})
 
     async def verify(self, token: str) -> Claim:
         """Who the token speaks for. Raises BadToken."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Pace:
 
     poll: float = 1.0
     """Between two looks at all jobs, where nothing wakes the operator sooner."""
-    least: float = 0.05
+    least: float = 0.005
     """Between two looks, however often it is woken."""
     left_over: float = 5.0
     """Between two looks at final jobs, most of which want nothing, where nothing wakes the operator sooner."""
@@ -64,7 +65,7 @@ class Operator:
         tokens: Tokens,
         leader: Leader,
         store: Path,
-        places: int = 1,
+        places: int | None = 1,
         rules: Rules | None = None,
         pace: Pace | None = None,
         concurrency: int = 16,
@@ -83,6 +84,8 @@ class Operator:
         self._troubles: dict[str, _Trouble] = {}
         self._lost = asyncio.Event()
         self._woken: set[str] = set()
+        self._again: set[str] = set()
+        """Jobs that were woken while they were worked on: they are looked at once more after that."""
         self._next_look = 0.0
         self._next_whole = 0.0
         self._awake = Awake(self._pace.silence, time.monotonic(), utcnow())
@@ -154,6 +157,9 @@ class Operator:
         clock = time.monotonic()
         woken, self._woken = self._woken, set()
         every = clock >= self._next_look
+        if self._places is None and not every:
+            await self._turn_to(steps, woken, clock)
+            return
         if every:
             self._next_look = clock + self._pace.poll
         whole = bool(woken) or clock >= self._next_whole
@@ -162,29 +168,42 @@ class Operator:
             self._next_whole = clock + self._pace.left_over
         now = utcnow()
         calm = [job for job in jobs if job.phase is not Phase.QUEUED or self._calm(job.id, clock)]
-        begun = [job.id for job in may_start(calm, self._places, now) if await self._begin(steps, job)]
+        places = self._places if self._places is not None else len(jobs)
+        begun = {}
+        for job in may_start(calm, places, now):
+            if job.id not in self._working and (began := await self._begin(steps, job)) is not None:
+                begun[job.id] = began
         for job in jobs if every else [job for job in jobs if job.id in woken or job.id in begun]:
             if job.id not in self._working and self._calm(job.id, clock):
-                self._work(job.id, self._advance(steps, job, look=job.id not in begun))
+                self._work(job.id, self._advance(steps, job, begun.get(job.id)))
         if whole:
             known = {job.id for job in jobs}
             self._troubles = {job: trouble for job, trouble in self._troubles.items() if job in known}
 
-    async def _begin(self, steps: Steps, job: Job) -> bool:
-        if job.id in self._working:
-            return False
+    async def _turn_to(self, steps: Steps, woken: set[str], clock: float) -> None:
+        """Looks at those that somebody woke and at no others: where places are not counted, each may start at once."""
+        free = [id for id in woken if id not in self._working]
+        self._again |= woken.difference(free)
+        for job in await self._database.look(partial(operations_load.some, ids=free)) if free else ():
+            if job.phase is not Phase.QUEUED or self._calm(job.id, clock):
+                self._work(job.id, self._advance(steps, job, None, may_begin=True))
+
+    async def _begin(self, steps: Steps, job: Job) -> Job | None:
         try:
             return await steps.begin(job, utcnow())
         except (SQLAlchemyError, OSError) as error:
             self._trouble(job.id, error)
-            return False
+            return None
 
-    async def _advance(self, steps: Steps, job: Job, look: bool) -> None:
+    async def _advance(self, steps: Steps, job: Job, begun: Job | None, may_begin: bool = False) -> None:
+        """Takes a job as far as it goes; `begun` is what it became by an attempt that was just recorded."""
         async with self._slots:
+            if may_begin and may_start([job], 1, utcnow()):
+                begun = await self._begin(steps, job)
             try:
                 # Most jobs want nothing in most turns: that costs no transaction.
-                if not look or not await steps.idle(job):
-                    await steps.advance(job.id)
+                if begun is not None or not await steps.idle(job):
+                    await steps.advance(job.id, begun)
                 self._troubles.pop(job.id, None)
             except NotLeader:
                 self._lost.set()
@@ -207,7 +226,13 @@ class Operator:
     def _work(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name=name or "sweep")
         self._working[name] = task
-        task.add_done_callback(lambda _: self._working.pop(name, None))
+        task.add_done_callback(lambda _: self._done(name))
+
+    def _done(self, name: str) -> None:
+        self._working.pop(name, None)
+        if name in self._again:
+            self._again.discard(name)
+            self._wakeups.hint(name)
 
     def _calm(self, job_id: str, clock: float) -> bool:
         trouble = self._troubles.get(job_id)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,7 @@ from api.store import operations, operations_checkpoints, operations_load, opera
 from api.store.database import Database, utcnow
 from api.store.operations_leader import Lease, NotLeader
 from api.tokens import Tokens
+from worker.contract.references import references
 
 # A call to the cluster that takes longer is given up; a shorter lease gives it up sooner.
 _CALL = 30.0
@@ -79,22 +81,34 @@ class Steps:
         self._up_since = up_since
         self._hint = hint
 
-    async def begin(self, job: Job, now: datetime) -> bool:
-        """Records a new attempt of a job that has a place. False: the job has moved on since it was looked at."""
+    async def begin(self, job: Job, now: datetime) -> Job | None:
+        """Records a new attempt of a job that has a place, and gives the job as it is then. None: it has moved on since
+        it was looked at."""
         if decide(job, None, now, up_since=now, place=True, rules=self._rules) != [Begin()]:
-            return False
+            return None
         try:
             async with self._database.transaction() as session:
-                await operations.begin_attempt(session, self._lease, job, now)
+                number = await operations.begin_attempt(session, self._lease, job, now)
         except operations.Stale:
-            return False
-        return True
+            return None
+        attempt = Attempt(
+            number,
+            operations.object_name(job.id, number),
+            created_at=now,
+            began_with_step=job.newest_checkpoint,
+        )
+        return replace(
+            job, phase=Phase.STARTING, phase_since=now, reason=None, message="", not_before=None, saved=False,
+            attempt=attempt,
+        )  # fmt: skip
 
-    async def advance(self, job_id: str) -> None:
-        """Takes a job as far as it goes for now. Raises NotLeader, ClusterError, OSError and the database's errors."""
+    async def advance(self, job_id: str, known: Job | None = None) -> None:
+        """Takes a job as far as it goes for now; `known` is what it is, where that was just written. Raises NotLeader,
+        ClusterError, OSError and the database's errors."""
         collected: Collected | None = None
         for _ in range(_ACTIONS_A_TURN):
-            job = await self._database.look(partial(operations_load.one, job_id=job_id))
+            job = known or await self._database.look(partial(operations_load.one, job_id=job_id))
+            known = None
             if job is None:
                 return
             seen = await self._observe(job)
@@ -225,8 +239,10 @@ class Steps:
         self._hint(job.id)
 
     async def _ensure(self, job: Job, attempt: Attempt) -> None:
-        async with self._database.reading() as session:
-            kept = await operations_load.inputs(session, job.id)
+        kept = {}
+        if references(job.spec):
+            async with self._database.reading() as session:
+                kept = await operations_load.inputs(session, job.id)
         order = self._cluster.order(job.id, attempt.number, job.spec, kept)
         token = await self._tokens.issue(job.id, attempt.number)
         try:

@@ -3,6 +3,7 @@
 What it asks for all the time is for `Database.look`, and reads columns and not mapped objects.
 """
 
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
@@ -85,6 +86,11 @@ def one(connection: Connection, job_id: str) -> Job | None:
     """One job; None: it is gone."""
     jobs = _load(connection, JobRow.id == job_id)
     return jobs[0] if jobs else None
+
+
+def some(connection: Connection, ids: Collection[str]) -> list[Job]:
+    """The jobs of these ids, as far as they are there."""
+    return _load(connection, JobRow.id.in_(ids))
 
 
 async def inputs(session: AsyncSession, job_id: str) -> dict[str, Input]:

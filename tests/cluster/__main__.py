@@ -15,7 +15,8 @@ def main() -> None:
     commands.add_parser("build", help="install and compile what it needs (the first time some 15 minutes)")
     up = commands.add_parser("up", help="start it, for as long as the machine runs; tests then use it, and leave it up")
     up.add_argument("nodes", type=int, nargs="?", default=2)
-    commands.add_parser("down", help="stop it, and leave nothing behind")
+    down = commands.add_parser("down", help="stop it, and leave nothing behind")
+    down.add_argument("--force", action="store_true", help="even while tests use it")
     for command, does in (("freeze", "stop a node's kubelet, as if its machine were gone"), ("thaw", "let it go on")):
         commands.add_parser(command, help=does).add_argument("node", type=int)
     commands.add_parser("queue", help="start Kueue on it, and make the queue `team-a` in the namespace `default`")
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"export KUBECONFIG={ADMIN}")
         return
     if arguments.command == "down":
-        cluster.down()
+        cluster.down(force=arguments.force)
         return
     found = cluster.kept()
     if found is None:

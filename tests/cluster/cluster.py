@@ -27,6 +27,7 @@ from tests.cluster.process import Processes, started_at
 START_SECONDS = 120.0
 _STATE = FOLDER / "state.json"
 _LOCK = FOLDER.with_name(f"{FOLDER.name}.lock")
+_USERS = FOLDER.with_name(f"{FOLDER.name}.users")
 
 
 class Cluster:
@@ -168,6 +169,25 @@ def up(nodes: int, *, keep: bool, say: Callable[[str], None] = print) -> Cluster
         return cluster
 
 
+@contextlib.contextmanager
+def at_hand(nodes: int = 2, say: Callable[[str], None] = print) -> Iterator[Cluster]:
+    """The cluster that `up` left running for all, which `down` refuses to take away in this block; else a new one.
+
+    Raises:
+        ClusterError: there is one that does not answer, or none and this machine cannot have one.
+    """
+    with _USERS.open("a") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        if (found := kept()) is not None:
+            yield found
+            return
+    own = up(nodes, keep=False, say=say)
+    try:
+        yield own
+    finally:
+        down()
+
+
 def kept() -> Cluster | None:
     """The cluster that `up` left running for all, if there is one.
 
@@ -187,14 +207,22 @@ def kept() -> Cluster | None:
     return cluster
 
 
-def down() -> None:
+def down(*, force: bool = False) -> None:
     """Take this machine's cluster down, whole or half; nothing if there is none.
 
     Raises:
-        ClusterError: the tests of another process have it.
+        ClusterError: the tests of another process have it, or use it, unless `force` says that they do not matter.
     """
-    with _alone():
+    with _alone(), _USERS.open("a") as users:
         state = _state()
+        try:
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if state and state["kept"] and not force:
+                raise ClusterError(
+                    "Tests are running on this cluster; wait for their end, or take it from them: "
+                    "`python -m tests.cluster down --force`."
+                ) from None
         if state and not state["kept"] and state["owner"] != os.getpid() and _owner_lives(state):
             raise ClusterError(f"The tests of process {state['owner']} use this cluster. End them first.")
         _tidy()

@@ -25,7 +25,8 @@ class Credentials:
             return cls(settings.host, tls, {"authorization": f"Bearer {token}"})
         if settings.cert_file:
             tls.load_cert_chain(settings.cert_file, settings.key_file)
-        header = settings.api_key.get("authorization")
+        # A token lies under the one name, a user's name and password under the other.
+        header = settings.api_key.get("BearerToken") or settings.api_key.get("authorization")
         return cls(settings.host, tls, {"authorization": header} if header else {})
 
     def client(self) -> httpx.Client:

@@ -158,7 +158,9 @@ def remove_traces(node: int) -> None:
             _remove_cgroup(folder)
         _remove_cgroup(tree)
     for result in _CNI_RESULTS.glob(f"{_NETWORK}-*"):
-        result.unlink(missing_ok=True)
+        container = result.name.removeprefix(f"{_NETWORK}-").rpartition("-")[0]
+        for ours in (result, _CNI_RESULTS / f"cni-loopback-{container}-lo"):
+            ours.unlink(missing_ok=True)
     for link in _CONTAINER_LOGS.glob("*.log"):
         if link.is_symlink() and link.readlink().is_relative_to(FOLDER):
             link.unlink(missing_ok=True)

@@ -3,12 +3,13 @@
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.build import build, built
-from tests.cluster.cluster import Cluster, down, kept, up
+from tests.cluster.cluster import Cluster, at_hand
 from tests.cluster.credentials import Credentials
 from tests.cluster.given import KUBECONFIG, GivenCluster
 from tests.cluster.machine import ClusterError, prepare
@@ -35,20 +36,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[AnyCluster]:
     """The cluster of TEST_KUBECONFIG, or the one that `python -m tests.cluster up` left up, or one of this session."""
-    try:
-        if given := os.environ.get(KUBECONFIG):
-            yield GivenCluster(Path(given))
-            return
-        if (found := kept()) is not None:
-            yield found
-            return
-        own = up(2, keep=False, say=lambda _: None)
-    except ClusterError as error:
-        pytest.fail(str(error), pytrace=False)
-    try:
-        yield own
-    finally:
-        down()
+    with ExitStack() as ends:
+        try:
+            given = os.environ.get(KUBECONFIG)
+            found = GivenCluster(Path(given)) if given else ends.enter_context(at_hand(say=lambda _: None))
+        except ClusterError as error:
+            pytest.fail(str(error), pytrace=False)
+        yield found
 
 
 @pytest.fixture(scope="session")

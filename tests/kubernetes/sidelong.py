@@ -1,7 +1,7 @@
 """Cases that run side by side, since each mostly waits, and are then tests of their own."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 
@@ -27,6 +27,10 @@ class Cases:
         pool = ThreadPoolExecutor(at_once, "case")
         self._running = {name: pool.submit(case, *given) for name, case in self._cases.items()}
         pool.shutdown(wait=False)
+
+    def end(self) -> None:
+        """Waits for all that were begun."""
+        wait(self._running.values())
 
     def result(self, name: str) -> Any:
         """What a case returned, once it has; raises what it raised."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import build, layout, machine
+from tests.cluster import build, layout, machine, node
 from tests.cluster.machine import ClusterError
 from tests.cluster.process import Processes, started_at
 
@@ -75,6 +75,21 @@ def test_a_record_from_before_the_machine_was_started_again_is_no_process(proces
     assert record is not None
     other_boot = dataclasses.replace(record, boot="another")
     assert record.alive() and not other_boot.alive()
+
+
+def test_only_its_own_traces_are_removed_from_the_machine_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node, "_CNI_RESULTS", tmp_path)
+    monkeypatch.setattr(node, "_CONTAINER_LOGS", tmp_path)
+    ours = ("rlhf-test-cluster-abc-eth0", "cni-loopback-abc-lo")
+    others = ("another-def-eth0", "cni-loopback-def-lo")
+    for name in (*ours, *others):
+        (tmp_path / name).touch()
+    (tmp_path / "ours.log").symlink_to(layout.FOLDER / "node99" / "gone.log")
+    (tmp_path / "others.log").symlink_to("/var/log/pods/there.log")
+    node.remove_traces(99)
+    assert {file.name for file in tmp_path.iterdir()} == {*others, "others.log"}
 
 
 def test_a_taken_port_is_named_with_what_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:

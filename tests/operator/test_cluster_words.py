@@ -1,4 +1,4 @@
-"""What clusters say in their own words (Kubernetes 1.18 to 1.35, containerd, Kueue 0.6 to 0.10), and what that is about."""
+"""What clusters say, in the words of Kubernetes 1.18 to 1.35, containerd and Kueue, and what that is about."""
 
 from typing import Any
 
@@ -23,8 +23,8 @@ def _found(words: str, resources: dict[str, Any] | None = None) -> tuple[str, li
 
 SCHEDULER = [
     (
-        "0/2 nodes are available: 2 Insufficient cpu. no new claims to deallocate, preemption: 0/2 nodes are available: "
-        "2 No preemption victims found for incoming pod.",
+        "0/2 nodes are available: 2 Insufficient cpu. no new claims to deallocate, preemption: 0/2 nodes are "
+        "available: 2 No preemption victims found for incoming pod.",
         {},
         "fewer cores a node",
         ["resources.cpu=CORES"],
@@ -53,8 +53,8 @@ SCHEDULER = [
     ),
     # From 1.35 on without the taint itself.
     (
-        "0/2 nodes are available: 2 node(s) had untolerated taint(s). no new claims to deallocate, preemption: 0/2 nodes "
-        "are available: 2 Preemption is not helpful for scheduling.",
+        "0/2 nodes are available: 2 node(s) had untolerated taint(s). no new claims to deallocate, preemption: 0/2 "
+        "nodes are available: 2 Preemption is not helpful for scheduling.",
         {},
         "TAINTS:.spec.taints",
         ["'resources.pod.tolerations=[{key: KEY, operator: Exists}]'"],
@@ -80,7 +80,7 @@ SCHEDULER = [
         "resources.pod.node_selector",
         ["resources.pod.node_selector=null"],
     ),
-    ("0/2 nodes are available: 2 node(s) didn't match node selector.", {}, "`nodeSelector` in the file of WORKER_POD", []),
+    ("0/2 nodes are available: 2 node(s) didn't match node selector.", {}, "`nodeSelector` in the file of", []),
     (
         "0/2 nodes are available: 2 node(s) didn't satisfy existing pods anti-affinity rules.",
         {},
@@ -103,7 +103,7 @@ SCHEDULER = [
     ),
     ('0/2 nodes are available: persistentvolumeclaim "store" not found.', CLAIMED, "STORE_CLAIM", []),
     ("0/4 nodes are available: 4 node(s) had volume node affinity conflict.", {}, "from some nodes alone", []),
-    ("0/4 nodes are available: 4 node(s) didn't match PersistentVolume's node affinity.", {}, "from some nodes alone", []),
+    ("0/4 nodes are available: 4 node(s) didn't match PersistentVolume's node affinity.", {}, "from some nodes", []),
 ]  # fmt: skip
 
 KUBELET = [
@@ -124,9 +124,9 @@ KUBELET = [
     ),
     (
         'Failed to pull image "controller:latest": rpc error: code = Unknown desc = failed to pull and unpack image '
-        '"docker.io/library/controller:latest": failed to resolve reference "docker.io/library/controller:latest": pull '
-        "access denied, repository does not exist or may require authorization: server message: insufficient_scope: "
-        "authorization failed",
+        '"docker.io/library/controller:latest": failed to resolve reference "docker.io/library/controller:latest": '
+        "pull access denied, repository does not exist or may require authorization: server message: "
+        "insufficient_scope: authorization failed",
         {},
         "`imagePullSecrets`",
         [],
@@ -139,8 +139,8 @@ KUBELET = [
         [],
     ),
     (
-        'Failed to apply default image tag "Registry/W:::": couldn\'t parse image name "Registry/W:::": invalid reference '
-        "format: repository name must be lowercase",
+        'Failed to apply default image tag "Registry/W:::": couldn\'t parse image name "Registry/W:::": invalid '
+        "reference format: repository name must be lowercase",
         {},
         "not well formed",
         [],
@@ -167,16 +167,16 @@ KUBELET = [
         [],
     ),
     (
-        "could not start: failed to create containerd task: failed to create shim task: OCI runtime create failed: runc "
-        'create failed: unable to start container process: error during container init: exec: "/no/such/program": stat '
-        "/no/such/program: no such file or directory",
+        "could not start: failed to create containerd task: failed to create shim task: OCI runtime create failed: "
+        'runc create failed: unable to start container process: error during container init: exec: "/no/such/program": '
+        "stat /no/such/program: no such file or directory",
         {},
         "does not have the command",
         [],
     ),
     (
-        "could not start: failed to create containerd task: failed to create shim task: OCI runtime create failed: runc "
-        "create failed: unable to start container process: exec /app/run: exec format error",
+        "could not start: failed to create containerd task: failed to create shim task: OCI runtime create failed: "
+        "runc create failed: unable to start container process: exec /app/run: exec format error",
         {},
         "another kind of processor",
         [],
@@ -192,8 +192,8 @@ KUBELET = [
 
 REFUSALS = [
     (
-        'Error creating: pods "job-abcdefghijkl-a1-0-q9x2c" is forbidden: exceeded quota: small, requested: pods=1, used: '
-        "pods=0, limited: pods=0",
+        'Error creating: pods "job-abcdefghijkl-a1-0-q9x2c" is forbidden: exceeded quota: small, requested: pods=1, '
+        "used: pods=0, limited: pods=0",
         {},
         "asks for pods=1 at once, and the quota small has 0 in all",
         [],

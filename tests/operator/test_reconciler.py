@@ -249,14 +249,16 @@ async def test_the_version_of_a_deleted_model_is_not_given_again(plane: Plane) -
 
 async def test_what_lies_in_the_store_is_found_where_the_store_is_now(plane: Plane) -> None:
     given = {
-        "a": Input(reference="files/f", kind="file", location="files/f.jsonl", sha256="0" * 64, rows=1),
-        "b": Input(reference="/m", kind="path", location="/m", sha256="0" * 64),
+        "stage.data.train": Input(reference="files/f", kind="file", location="files/f.jsonl", sha256="0" * 64, rows=1),
+        "stage.model": Input(reference="/m", kind="path", location="/m", sha256="0" * 64),
     }
-    job = await plane.post(inputs={path: one.model_dump() for path, one in given.items()}, **wishes(seconds=600))
+    stage = {"type": "sft", "model": "/m", "data": "files/f", "steps": 1}
+    inputs = {path: one.model_dump() for path, one in given.items()}
+    job = await plane.post(stage=stage, inputs=inputs, **wishes(seconds=600))
     await plane.runs(job)
     order = Order.model_validate_json((plane.data / "attempts" / f"{job}-a1" / "spec.json").read_bytes())
-    assert order.inputs["a"].location == str(plane.store.resolve() / "files" / "f.jsonl")
-    assert order.inputs["b"] == given["b"]
+    assert order.inputs["stage.data.train"].location == str(plane.store.resolve() / "files" / "f.jsonl")
+    assert order.inputs["stage.model"] == given["stage.model"]
 
 
 async def test_outputs_that_are_damaged_or_lie_elsewhere_make_no_success(plane: Plane) -> None:

@@ -47,6 +47,14 @@ def knock(port: int) -> socket.socket:
     return found
 
 
+def accepted(server: socket.socket) -> socket.socket:
+    """The next connection to a server, whose other end has some seconds for each word."""
+    server.settimeout(30)
+    connection, _ = server.accept()
+    connection.settimeout(10)
+    return connection
+
+
 def hung_up_on(connection: socket.socket) -> bytes:
     """What still comes before the other end hangs up."""
     got = b""
@@ -110,7 +118,7 @@ def test_a_false_leader_learns_nothing_that_lets_it_in(listener: Listener, sprea
         heard = []
         # It answers with what it heard, and with words of its own.
         for answer in (lambda said: said[-32:], lambda said: secrets.token_bytes(32), lambda said: b""):
-            connection, _ = false.accept()
+            connection = accepted(false)
             with connection:
                 connection.sendall(link._MAGIC + bytes(32))
                 said = b""
@@ -120,7 +128,7 @@ def test_a_false_leader_learns_nothing_that_lets_it_in(listener: Listener, sprea
                 connection.shutdown(socket.SHUT_WR)
                 assert hung_up_on(connection) == b""
                 heard.append(said)
-        connection, _ = false.accept()
+        connection = accepted(false)
         with connection:
             connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
             assert hung_up_on(connection) == b""

@@ -1,0 +1,318 @@
+"""Operators that die, freeze and take over from each other: jobs end as if nothing had happened."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.credentials import Credentials
+from tests.e2e.plane import wait_until
+from tests.kubernetes.api_request import ApiRequest, asking
+from tests.kubernetes.conftest import AnyCluster
+from tests.kubernetes.ends import Births, births, end_of
+from tests.kubernetes.faulty import FaultyApiServer
+from tests.kubernetes.namespace import Namespace
+from tests.kubernetes.observer import Observer
+from tests.kubernetes.plane import Plane, Process, operator_kubeconfig, rehearsal
+from tests.kubernetes.sidelong import Cases
+
+# Three checkpoints, of which two are kept.
+LIFE = {"steps": 14}
+WRITES = (
+    "issue",  # the key that tokens are signed with
+    "begin_attempt",
+    "create jobs a1",
+    "create secrets a1",
+    "create services a1",
+    "create networkpolicies a1",
+    "record_uid a1",
+    "move running a1",
+    "move finishing a1",
+    "settle succeeded a1",
+    "mark_pruned",
+    "delete jobs a1",
+    "mark_cleaned a1",
+)
+# A pod that is slow to go after its Job is asked to hurry; a wait that takes a while is told.
+SOMETIMES = tuple(f"{what} a{attempt}" for what in ("delete pods", "tell") for attempt in (1, 2, 3))
+# Seconds until another acts, with the lease that is the default.
+HAND_OVER = 15.0
+case = Cases()
+
+
+@dataclass
+class Ground:
+    """What planes are made from, and who watches all of them."""
+
+    cluster: AnyCluster
+    namespace: Namespace
+    databases: Callable[[], str]
+    account: Path
+    folder: Path
+    births: Births
+    observer: Observer
+
+    @contextmanager
+    def plane(self, name: str, kubeconfig: Path | None = None, **settings: str) -> Iterator[Plane]:
+        """A control plane that is not started yet, closed at the end."""
+        folder = self.folder / name
+        made = Plane(folder, self.cluster, self.namespace, self.databases, kubeconfig or self.account, **settings)
+        try:
+            yield made
+        finally:
+            made.close()
+
+    @contextmanager
+    def proxy(self) -> Iterator[FaultyApiServer]:
+        """A proxy with the rights of an operator."""
+        with FaultyApiServer(Credentials.of(self.account)) as made:
+            yield made
+
+
+@pytest.fixture(scope="module")
+def ground(
+    cluster: AnyCluster,
+    module_namespace: Namespace,
+    postgres: Callable[[], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Ground]:
+    folder = tmp_path_factory.mktemp("planes")
+    account = operator_kubeconfig(cluster, module_namespace, folder)
+    observer = Observer(module_namespace.store).start()
+    with births(cluster, module_namespace.name) as born:
+        made = Ground(cluster, module_namespace, postgres, account, folder, born, observer)
+        case.begin(made)
+        yield made
+        case.end()
+    observer.stop()
+
+
+def mortal(process: Process, steps: Path, **how: str) -> None:
+    """Makes a process one that dies or freezes."""
+    process.command[2] = "tests.kubernetes.mortal"
+    process.environment |= {"MORTAL_STEPS": str(steps), **{f"MORTAL_{key.upper()}": each for key, each in how.items()}}
+
+
+def lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def is_gone(plane: Plane, job: str) -> None:
+    """Waits until no object of the job is left."""
+
+    def left() -> list[str]:
+        kinds = "jobs,pods,secrets,services,networkpolicies"
+        found = plane.cluster.kubectl(
+            "-n", plane.namespace.name, "get", kinds, "-l", f"rlhf-operator/job={job}", "-o", "name"
+        )
+        return found.split()
+
+    wait_until(lambda: not left(), what=f"the end of all objects of {job}; there are {left()}")
+
+
+def lived(plane: Plane, steps: Path, spec: dict[str, Any], dies: str, act: Callable[[Plane, str], None]) -> str:
+    """A job's whole life under operators that die; the last one has cleaned up behind it."""
+    mortal(plane.operator, steps, dies=dies)
+    plane.start()
+    job = plane.client.jobs.create(spec).id
+    act(plane, job)
+    last = plane.client.jobs.get(job).attempt
+    wait_until(lambda: f"after mark_cleaned a{last}" in lines(steps), what=f"the last step of {job}")
+    plane.operator.kill()
+    return job
+
+
+def succeeds(plane: Plane, job: str) -> None:
+    plane.comes_to(job, "succeeded", seconds=300)
+
+
+def killed_at_each_step(
+    ground: Ground, dies: str, spec: dict[str, Any], act: Callable[[Plane, str], None], name: str
+) -> set[str]:
+    """Compares a job whose operators die at each step with one whose operator lives. Gives the steps of both."""
+    with ground.plane(name, LEASE="1") as plane:
+        died, undisturbed = plane.folder / "died", plane.folder / "undisturbed"
+        job = lived(plane, died, spec, dies, act)
+        operator = plane.another_operator()
+        mortal(operator, undisturbed)
+        operator.start()
+        other = plane.client.jobs.create(spec).id
+        act(plane, other)
+        last = plane.client.jobs.get(other).attempt
+        wait_until(lambda: f"after mark_cleaned a{last}" in lines(undisturbed), what=f"the last step of {other}")
+        assert end_of(plane, job) == end_of(plane, other), plane.story(job)
+        is_gone(plane, job)
+        attempts = {f"{job}-a{number}": 1 for number in range(1, last + 1)}
+        assert ground.births.of(job) == attempts, "each attempt has one Job, ever"
+        # Each kind of step that a life has is one that somebody died at: by construction, and looked at once more.
+        missing = {line for line in set(lines(undisturbed)) - set(lines(died)) if not line.endswith(SOMETIMES)}
+        assert not missing, f"nobody died at {missing}"
+        return {line.partition(" ")[2] for line in lines(undisturbed)}
+
+
+@case
+def each_step_once(ground: Ground) -> None:
+    steps = killed_at_each_step(ground, "after", rehearsal(**LIFE), succeeds, "each-step")
+    assert set(WRITES) <= steps
+
+
+def behind(proxy: FaultyApiServer, ground: Ground, name: str) -> Path:
+    """The configuration of an operator that asks a proxy."""
+    return proxy.write_kubeconfig(ground.folder / f"{name}.conf")
+
+
+def changes(proxy: FaultyApiServer) -> list[ApiRequest]:
+    """What was asked of the API server that changes something."""
+    return proxy.requests(lambda request: request.verb not in ("get", "list", "watch"))
+
+
+def follows(proxy: FaultyApiServer) -> None:
+    """Waits until an operator has begun to follow the cluster."""
+    proxy.wait_for_watches(3, seconds=60)
+
+
+class Held:
+    """Requests that have come to the API server's door and are not let in yet."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._door = threading.Event()
+
+    def __call__(self, request: ApiRequest) -> None:
+        self.names.append(named(request))
+        assert self._door.wait(120)
+
+    def let_in(self) -> None:
+        self._door.set()
+
+
+def named(request: ApiRequest) -> str:
+    """The name of the object that a request is about."""
+    return request.name or str(json.loads(request.body)["metadata"]["name"])
+
+
+def history(plane: Plane, *jobs: str) -> list[Any]:
+    """All that the database tells of jobs that are over."""
+    return [(end_of(plane, job), plane.client.jobs.events(job)) for job in jobs]
+
+
+@case
+def two_operators(ground: Ground) -> None:
+    """One acts. It is frozen while it creates two Jobs; the other goes on, and is killed; the first goes on."""
+    with (
+        ground.proxy() as first,
+        ground.proxy() as second,
+        ground.plane("two", behind(first, ground, "first")) as plane,
+    ):
+        leader = plane.start().operator
+        waiting = plane.another_operator(KUBECONFIG=str(behind(second, ground, "second")))
+        follows(first)
+        jobs = plane.client.jobs
+        through = jobs.create(rehearsal(300)).id
+        plane.comes_to(through, "running")
+        waiting.start()
+        follows(second)
+
+        held = Held()
+        first.call_before(held, asking("create", "jobs"))
+        first.call_before(held, asking("create", "jobs"), nth=2)
+        cancelled, going = jobs.create(rehearsal(14)).id, jobs.create(rehearsal(14)).id
+        wait_until(lambda: len(held.names) == 2, what="two creates")
+        leader.freeze()
+        frozen_at = time.monotonic()
+        jobs.cancel(cancelled)
+        assert changes(second) == [], "only the leader acts"
+        done = len(changes(first))
+        second.wait_for(asking("create", "jobs"), seconds=30)
+        assert time.monotonic() - frozen_at < HAND_OVER
+        plane.comes_to(cancelled, "cancelled")
+        plane.comes_to(going, "succeeded")
+        is_gone(plane, going)
+        before = history(plane, cancelled, going)
+
+        # What it had sent arrives now, and it wakes.
+        held.let_in()
+        wait_until(lambda: ground.births.of(cancelled), what="a Job created in a last breath")
+        leader.thaw()
+        is_gone(plane, cancelled)
+        assert f"{cancelled}-a1" in {named(request) for request in changes(second) if request.verb == "delete"}
+        assert (cancelled, 1) not in ground.observer.seen, "what no attempt stands for never went live"
+        assert (going, 1) in ground.observer.seen
+
+        # Once it leads again, it has done all that it meant to do.
+        waiting.kill()
+        killed_at = time.monotonic()
+        last = jobs.create(rehearsal(6)).id
+        first.wait_for(lambda request: request.verb == "create" and named(request) == f"{last}-a1", seconds=30)
+        assert time.monotonic() - killed_at < HAND_OVER
+        plane.comes_to(last, "succeeded")
+        plane.comes_to(through, "succeeded")
+        done_since = {named(request) for request in changes(first)[done:]}
+        assert not done_since & {f"{cancelled}-a1", f"{going}-a1"}, "it changes nothing on the cluster"
+        assert history(plane, cancelled, going) == before, "nor in the database"
+        assert ground.births.of(through) == {f"{through}-a1": 1}
+
+
+def frozen(ground: Ground, name: str, at: str, act: Callable[[Plane, str], None]) -> tuple[list[ApiRequest], str]:
+    """An operator is stopped at a step, passed over, and woken. Gives what it changed on the cluster after that."""
+    with ground.proxy() as proxy, ground.plane(name, behind(proxy, ground, name), LEASE="1") as plane:
+        steps = plane.folder / "steps"
+        mortal(plane.operator, steps, freezes=at)
+        plane.start()
+        follows(proxy)
+        job = plane.client.jobs.create(rehearsal(14)).id
+        wait_until(lambda: at in lines(steps), what=f"an operator that stops {at}")
+        done = len(changes(proxy))
+        other = plane.another_operator(KUBECONFIG=str(ground.account)).start()
+        act(plane, job)
+        is_gone(plane, job)
+        before = history(plane, job)
+        plane.operator.thaw()
+        # Once it leads again, it has done all that it meant to do.
+        other.kill()
+        last = plane.client.jobs.create(rehearsal(6)).id
+        plane.comes_to(last, "succeeded")
+        assert history(plane, job) == before
+        return [request for request in changes(proxy)[done:] if job in named(request)], job
+
+
+def is_cancelled(plane: Plane, job: str) -> None:
+    plane.client.jobs.cancel(job)
+    plane.comes_to(job, "cancelled")
+
+
+@case
+def frozen_before_it_creates(ground: Ground) -> None:
+    changed, job = frozen(ground, "frozen-before", "before create jobs a1", is_cancelled)
+    assert (changed, ground.births.of(job)) == ([], {})
+
+
+@case
+def frozen_after_it_created(ground: Ground) -> None:
+    changed, job = frozen(ground, "frozen-after", "after create jobs a1", succeeds)
+    assert (changed, ground.births.of(job)) == ([], {f"{job}-a1": 1})
+
+
+@case
+def frozen_in_a_transaction(ground: Ground) -> None:
+    changed, job = frozen(ground, "frozen-within", "before record_uid a1", succeeds)
+    assert (changed, ground.births.of(job)) == ([], {f"{job}-a1": 1})
+
+
+def test_an_operator_killed_after_each_step_changes_nothing(ground: Ground) -> None:
+    case.result("each_step_once")
+
+
+def test_of_two_operators_one_acts_and_one_that_was_frozen_changes_nothing(ground: Ground) -> None:
+    case.result("two_operators")
+
+
+@pytest.mark.parametrize("name", [name for name in case.names if name.startswith("frozen")])
+def test_whatever_it_was_about_to_do_an_operator_that_wakes_does_nothing(ground: Ground, name: str) -> None:
+    case.result(name)
