@@ -191,10 +191,9 @@ async def _cluster(control: ControlPlane) -> AsyncIterator[Cluster]:
         client = await connect(settings.kubeconfig)
     except NoCluster as error:
         raise CannotStart(str(error)) from None
-    async with (
-        client,
-        KubernetesCluster.open(KubeApi(client, settings.namespace), control.site, control.store.root) as it,
-    ):
+    api = KubeApi(client, settings.namespace)
+    followed = KubernetesCluster.open(api, control.site, control.store.root, silence=settings.watch_silence)
+    async with client, followed as it:
         yield it
 
 

@@ -64,6 +64,11 @@ class Settings(BaseSettings):
     lease: Annotated[float, Field(ge=1, le=60)] = Field(
         default=10.0, description="seconds after which another operator takes the place of one that is gone"
     )
+    watch_silence: Annotated[float, Field(ge=1, le=3600)] = Field(
+        default=90.0,
+        description="on Kubernetes: seconds after which a watch of which nothing was heard, not even a bookmark, is "
+        "taken for cut",
+    )
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = Field(default=8000, description="0: any free one")
     worker_host: str = Field(default="127.0.0.1", description="where workers report to; each call needs a token")

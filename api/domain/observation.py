@@ -38,5 +38,7 @@ class Observation:
     """What the cluster itself calls the end (Killed, NodeLost, …); None where the exit code says it all."""
     message: str = ""
     uid: str | None = None
+    image: str | None = None
+    """The image that its container runs, by its digest, where the cluster tells."""
     ended_at: datetime | None = None
     """When it ended, where the cluster knows."""

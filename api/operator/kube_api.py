@@ -98,15 +98,22 @@ class KubeApi:
         """
         asked = {**query, "watch": "true", "allowWatchBookmarks": "true"}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=silence)
-        async with self._answer("GET", kind, query=asked, timeout=timeout) as answer, aclosing(_lines(answer)) as lines:
-            async for line in lines:
-                event: Json = json.loads(line)
-                if event.get("type") == "ERROR":
-                    status = event.get("object", {})
-                    if status.get("code") == 410:
-                        raise Gone(str(status.get("message", "")))
-                    raise ApiError(int(status.get("code", 500)), str(status.get("reason")), str(status.get("message")))
-                yield event
+        try:
+            async with (
+                self._answer("GET", kind, query=asked, timeout=timeout) as answer,
+                aclosing(_lines(answer)) as lines,
+            ):
+                async for line in lines:
+                    event: Json = json.loads(line)
+                    if event.get("type") == "ERROR":
+                        said = event.get("object", {})
+                        raise ApiError(int(said.get("code", 500)), str(said.get("reason")), str(said.get("message")))
+                    yield event
+        except ApiError as error:
+            # In the stream or in its place.
+            if error.status == 410:
+                raise Gone(error.message) from error
+            raise
 
     async def _call(
         self, method: str, kind: Resource, name: str = "", *, body: Json | None = None, query: Mapping[str, str] = {}

@@ -110,10 +110,10 @@ class KubernetesCluster:
             meeting=meeting if spec.resources.nodes > 1 else None,
         )
 
-    async def ensure(self, name: str, order: Order, token: str) -> str:
+    async def ensure(self, name: str, order: Order, token: str, image: str | None = None) -> str:
         """Creates the attempt's objects, those that are missing. Raises CannotStart, Held, ClusterError."""
         try:
-            wanted = manifest.objects(name, order, token, self._site)
+            wanted = manifest.objects(name, order, token, self._site, image)
         except manifest.CannotRender as error:
             raise CannotStart(Reason.INVALID_SPEC, str(error)) from None
         with _refusals(self._site.namespace):
@@ -213,8 +213,11 @@ class KubernetesCluster:
                 raise
             name = wanted["metadata"]["name"]
             there = await self._api.get(kind, name)
-            owners = (there or {"metadata": {}})["metadata"].get("ownerReferences") or ()
-            if there is not None and owner not in [reference["uid"] for reference in owners]:
+            if there is None:
+                # It was refused for something else.
+                raise
+            owners = there["metadata"].get("ownerReferences") or ()
+            if owner not in [reference["uid"] for reference in owners]:
                 raise _conflict(there, self._site) from None
 
     async def _delete_owned(self, kind: Resource, name: str) -> None:

@@ -79,6 +79,7 @@ def observe(
         holds=holds,
         held=held[:_LONGEST],
         uid=uid,
+        image=next((image for pod in pods if (image := _image(pod)) is not None), None),
     )
 
 
@@ -277,6 +278,12 @@ def _container(pod: Json) -> Json:
     every = pod["status"].get("containerStatuses") or ()
     found: Json = next((status for status in every if status["name"] == CONTAINER), {})
     return found
+
+
+def _image(pod: Json) -> str | None:
+    """The image by its digest; None where it has none that could be pulled by (it was put there by hand)."""
+    found = str(_container(pod).get("imageID") or "").removeprefix("docker-pullable://")
+    return found if "@sha256:" in found else None
 
 
 def _terminated(pod: Json) -> Json:

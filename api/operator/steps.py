@@ -180,7 +180,8 @@ class Steps:
                 await self._stop(job, _attempt(job), action)
             case Move():
                 # A retry of what it needs may be quicker.
-                await self._move(job, action, broken=action.reason is Reason.DEPENDENCY_FAILED)
+                image = seen.image if seen is not None and action.phase is Phase.RUNNING else None
+                await self._move(job, action, broken=action.reason is Reason.DEPENDENCY_FAILED, image=image)
             case Collect() if seen is not None:
                 return await collect(
                     job, seen, database=self._database, lease=self._lease, cluster=self._cluster, store=self._store
@@ -201,8 +202,8 @@ class Steps:
                 await self._purge(job)
         return None
 
-    async def _move(self, job: Job, move: Move, *, broken: bool = False) -> None:
-        """Changes the phase; `broken`: only if what the job needs will still not come."""
+    async def _move(self, job: Job, move: Move, *, broken: bool = False, image: str | None = None) -> None:
+        """Changes the phase; `broken`: only if what the job needs will still not come. `image` is recorded with it."""
 
         def moved(connection: Connection) -> None:
             if broken:
@@ -218,6 +219,8 @@ class Steps:
                 fresh=move.fresh,
                 fault=move.fault,
             )
+            if image is not None:
+                operations.record_image(connection, job, image)
 
         await self._database.put(moved)
         if move.phase in FINAL:
@@ -245,9 +248,11 @@ class Steps:
                 kept = await operations_load.inputs(session, job.id)
         order = self._cluster.order(job.id, attempt.number, job.spec, kept)
         token = await self._tokens.issue(job.id, attempt.number)
+        # Exactly where it was means: by the same program, whatever its name stands for by now.
+        image = await self._database.look(partial(operations.first_image, job_id=job.id)) if attempt.number > 1 else None
         try:
             async with self._call():
-                uid = await self._cluster.ensure(attempt.object_name, order, token)
+                uid = await self._cluster.ensure(attempt.object_name, order, token, image)
         except CannotStart as error:
             await self._record_stop(job, error.reason, error.message)
             return

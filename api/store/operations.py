@@ -116,6 +116,22 @@ def move(
     events.append(connection, job.id, number, _EVENTS[phase], message, attempt, now, level)
 
 
+def record_image(connection: Connection, job: Job, image: str) -> None:
+    """Records what image the current attempt runs, in the transaction of a guarded move."""
+    connection.execute(
+        update(AttemptRow)
+        .where(AttemptRow.job_id == job.id, AttemptRow.number == _current(job).number)
+        .values(image=image)
+    )
+
+
+def first_image(connection: Connection, job_id: str) -> str | None:
+    """The image of the job's first attempt that ran one; None: none is known."""
+    wanted = select(AttemptRow.image).where(AttemptRow.job_id == job_id, AttemptRow.image.is_not(None))
+    found: str | None = connection.execute(wanted.order_by(AttemptRow.number).limit(1)).scalar()
+    return found
+
+
 def tell(connection: Connection, lease: Lease, job: Job, told: Tell) -> None:
     """Says what a job waits for, in its phase; a reason that is new becomes an event. Raises NotLeader, Stale."""
     held(connection, lease)

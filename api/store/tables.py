@@ -133,6 +133,8 @@ class AttemptRow(Base):
     cleaned: Mapped[bool] = mapped_column(default=False)
     # Written by the API: an admin's word.
     confirmed_dead: Mapped[bool] = mapped_column(default=False)
+    # Written by the operator, where the cluster tells: an image by its digest.
+    image: Mapped[str | None] = mapped_column(String(512))
     # Written by the worker's reports.
     launcher: Mapped[str | None] = mapped_column(String(64))  # which process was accepted; no other one speaks for it
     reported_at: Mapped[datetime | None]

@@ -68,7 +68,8 @@ def births(cluster: AnyCluster, namespace: str) -> Iterator[Births]:
                             found.uids[event["object"]["metadata"]["name"]] += 1
                         version = event["object"]["metadata"]["resourceVersion"]
             except httpx.TransportError:
-                continue  # nothing came for a second, or the API server is away: from the same place again
+                # Nothing came for a second, or the API server is away: from the same place again.
+                over.wait(0.1)
 
     thread = threading.Thread(target=watch, name="births", daemon=True)
     thread.start()

@@ -13,6 +13,7 @@ import pytest
 from client.records import Job
 from tests.e2e.plane import wait_until
 from tests.kubernetes.conftest import AnyCluster
+from tests.kubernetes.namespace import LABEL, Namespace
 from tests.kubernetes.plane import Plane, rehearsal
 from tests.kubernetes.processes import ranks
 from tests.kubernetes.sidelong import Cases
@@ -23,48 +24,39 @@ GRACE = 300
 # Of limits.start: long enough for a pod to start in, short enough to be waited for.
 START = 15
 API = "kueue.x-k8s.io/v1beta1"
+Curve = list[tuple[int, float]]
 case = Cases()
 
 
 @pytest.fixture(scope="module")
-def urgent(cluster: AnyCluster) -> Iterator[str]:
-    """A priority that others give way to."""
+def urgent(cluster: AnyCluster, module_namespace: Namespace) -> Iterator[str]:
+    """A priority that others give way to. What Kueue has of these tests beside the namespace goes in the end."""
     cluster.start_kueue()
-    name = f"urgent-{secrets.token_hex(4)}"
-    made = {"apiVersion": API, "kind": "WorkloadPriorityClass", "metadata": {"name": name}, "value": 100}
+    name = f"{module_namespace.name}-urgent"
+    meta = {"name": name, "labels": {LABEL: module_namespace.name}}
+    made = {"apiVersion": API, "kind": "WorkloadPriorityClass", "metadata": meta, "value": 100}
     cluster.kubectl("create", "-f", "-", input=json.dumps(made))
     yield name
-    cluster.kubectl("delete", "workloadpriorityclass", name)
+    of_ours = ("-l", f"{LABEL}={module_namespace.name}", "--wait=false")
+    cluster.kubectl("delete", "clusterqueues,workloadpriorityclasses", *of_ours)
 
 
-@pytest.fixture(scope="module")
-def stories(plane: Plane, urgent: str) -> Iterator[None]:
-    """All cases have begun, each in a queue of its own that has room for one job."""
-    queues = {name: f"{name.replace('_', '-')[:40]}-{secrets.token_hex(4)}" for name in case.names}
-    for queue in queues.values():
-        make_queue(plane, queue)
-    case.begin(plane, queues, urgent)
-    yield
-    for queue in queues.values():
-        plane.cluster.kubectl("delete", "clusterqueue", queue)
-
-
-def make_queue(plane: Plane, name: str) -> None:
-    """A queue in the namespace, with room for one job, in which a higher priority takes a lower one's place."""
+def queue_of_one(plane: Plane) -> str:
+    """Makes a queue with room for one job, in which a higher priority takes a lower one's place, and gives its name."""
+    name = f"{plane.namespace.name}-{secrets.token_hex(4)}"
     quotas = [{"name": "cpu", "nominalQuota": "200m"}, {"name": "memory", "nominalQuota": "8Gi"}]
+    flavors = [{"coveredResources": ["cpu", "memory"], "flavors": [{"name": "any", "resources": quotas}]}]
     objects = [
         {
             "apiVersion": API,
             "kind": "ClusterQueue",
-            "metadata": {"name": name},
+            "metadata": {"name": name, "labels": {LABEL: plane.namespace.name}},
             "spec": {
                 "namespaceSelector": {},
                 "queueingStrategy": "BestEffortFIFO",
                 "preemption": {"withinClusterQueue": "LowerPriority"},
                 "flavorFungibility": {"whenCanBorrow": "Borrow", "whenCanPreempt": "TryNextFlavor"},
-                "resourceGroups": [
-                    {"coveredResources": ["cpu", "memory"], "flavors": [{"name": "any", "resources": quotas}]}
-                ],
+                "resourceGroups": flavors,
             },
         },
         {
@@ -75,6 +67,7 @@ def make_queue(plane: Plane, name: str) -> None:
         },
     ]
     plane.cluster.kubectl("create", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+    return name
 
 
 def queued(queue: str, steps: int = STEPS, nodes: int = 1, urgent: str | None = None, **fields: Any) -> dict[str, Any]:
@@ -90,7 +83,7 @@ def queued(queue: str, steps: int = STEPS, nodes: int = 1, urgent: str | None = 
     )
 
 
-def curve(plane: Plane, job: str) -> list[tuple[int, float]]:
+def curve(plane: Plane, job: str) -> Curve:
     """The losses that count, by step."""
     return [(point.step, point.value) for point in plane.client.jobs.metrics(job, name="train/loss")]
 
@@ -111,9 +104,9 @@ def told(plane: Plane, job: str, reason: str, words: str, *phases: str) -> Job:
 
 def workloads(plane: Plane, job: str) -> list[dict[str, Any]]:
     """Kueue's objects for the job's attempts."""
-    path = f"/apis/{API.replace('/', '/')}/namespaces/{plane.namespace.name}/workloads"
+    path = f"/apis/{API}/namespaces/{plane.namespace.name}/workloads"
     found = plane.cluster.http.get(path).raise_for_status().json()["items"]
-    return [item for item in found if item["metadata"]["name"].startswith(f"job-{job}-a")]
+    return [item for item in found if item["metadata"]["name"].startswith(f"job-{job}")]
 
 
 def suspended(plane: Plane, job: str, attempt: int) -> bool:
@@ -131,8 +124,9 @@ def pods_made(plane: Plane, job: str, attempt: int) -> int:
 
 
 @case
-def it_waits_gives_way_and_goes_on(plane: Plane, queues: dict[str, str], urgent: str) -> str:
-    queue = queues["it_waits_gives_way_and_goes_on"]
+def it_waits_gives_way_and_goes_on(plane: Plane, urgent: str) -> str:
+    queue = queue_of_one(plane)
+    # Two pods: the launcher is asked on both nodes.
     job = plane.client.jobs.create(queued(queue, nodes=2, limits={"start": START})).id
     plane.reaches_step(job, 6)
     other = plane.client.jobs.create(queued(queue, FOREVER, urgent=urgent)).id
@@ -140,18 +134,95 @@ def it_waits_gives_way_and_goes_on(plane: Plane, queues: dict[str, str], urgent:
     plane.comes_to(other, "running")
     first, second = plane.client.jobs.attempts(job)
     assert (first.reason, first.fault) == ("Preempted", "infra"), plane.story(job)
-    assert "reempted to accommodate a workload" in first.message
+    assert "reempted to accommodate a workload" in first.message, first.message
     assert pods_made(plane, job, 1) == 2
-    assert plane.objects("jobs") == [f"job.batch/{job}-a2", f"job.batch/{other}-a1"]
+    assert plane.objects("jobs") == sorted([f"job.batch/{job}-a2", f"job.batch/{other}-a1"])
     wait_until(
         lambda: datetime.now(UTC) > second.created_at + timedelta(seconds=START + 1), what="more than limits.start"
     )
-    assert plane.client.jobs.get(job).phase == "starting"
+    assert suspended(plane, job, 2)
     plane.client.jobs.cancel(other)
-    plane.comes_to(job, "succeeded")
     return job
 
 
+@case
+def it_is_admitted_again_while_it_still_saves(plane: Plane, urgent: str) -> str:
+    queue = queue_of_one(plane)
+    job = plane.client.jobs.create(queued(queue)).id
+    plane.reaches_step(job, 6)
+    # It cannot save for now.
+    rank = ranks(job)[0]
+    os.kill(rank, signal.SIGSTOP)
+    other = plane.client.jobs.create(queued(queue, FOREVER, urgent=urgent)).id
+    told(plane, job, "Preempted", "reempted to accommodate a workload", "running")
+    plane.comes_to(other, "running")
+    plane.client.jobs.cancel(other)
+    wait_until(lambda: not suspended(plane, job, 1), what="the admission of a Job whose pod still ends")
+    [pod] = plane.pods(job)
+    assert pod["metadata"]["deletionGracePeriodSeconds"] == GRACE
+    assert plane.client.jobs.get(job).phase == "running"
+    os.kill(rank, signal.SIGCONT)
+    plane.comes_to(job, "queued", "starting")
+    assert pods_made(plane, job, 1) == 1
+    return job
+
+
+@case
+def it_is_cancelled_while_it_waits(plane: Plane, urgent: str) -> None:
+    queue = queue_of_one(plane)
+    other = plane.client.jobs.create(queued(queue, FOREVER)).id
+    plane.comes_to(other, "running")
+    job = plane.client.jobs.create(queued(queue, FOREVER)).id
+    told(plane, job, "AwaitingAdmission", "insufficient unused quota", "starting")
+    assert "AwaitingAdmission" in [event.type for event in plane.client.jobs.events(job)]
+    [workload] = workloads(plane, job)
+    plane.client.jobs.cancel(job)
+    plane.comes_to(job, "cancelled")
+    wait_until(lambda: not workloads(plane, job), what="the end of what Kueue kept for it")
+    assert workloads(plane, other)
+    plane.client.jobs.cancel(other)
+
+
+@case
+def there_is_no_such_queue(plane: Plane, urgent: str) -> None:
+    job = plane.client.jobs.create(queued("nobody-made-it")).id
+    told(plane, job, "AwaitingAdmission", "nobody-made-it", "starting")
+    plane.client.jobs.cancel(job)
+    plane.comes_to(job, "cancelled")
+
+
+@case
+def there_is_no_such_priority(plane: Plane, urgent: str) -> None:
+    queue = queue_of_one(plane)
+    job = plane.client.jobs.create(queued(queue, urgent="nobody-made-it")).id
+    told(plane, job, "AwaitingAdmission", "nobody-made-it", "starting")
+    plane.client.jobs.cancel(job)
+    plane.comes_to(job, "cancelled")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(plane: Plane, urgent: str) -> Curve:
+    """The losses of a job that waits for nobody; the cases have begun with it."""
+    case.begin(plane, urgent)
+    job = plane.client.jobs.create(rehearsal(STEPS)).id
+    plane.comes_to(job, "succeeded")
+    return curve(plane, job)
+
+
 @pytest.mark.parametrize("name", case.names)
-def test_in_its_queue(plane: Plane, stories: None, name: str) -> None:
-    case.result(name)
+def test_in_its_queue(plane: Plane, undisturbed: Curve, name: str) -> None:
+    job = case.result(name)
+    if job is None:
+        return
+    ended = plane.comes_to(job, "succeeded")
+    first, second = plane.client.jobs.attempts(job)
+    assert (ended.attempt, first.reason, first.fault) == (2, "Preempted", "infra"), plane.story(job)
+    # It saved when it was asked to: no step was made twice.
+    assert second.resumed_from == first.progress.step >= 6
+    assert len(plane.client.jobs.metrics(job, name="train/loss", superseded=True)) == STEPS
+    assert curve(plane, job) == undisturbed
+
+
+def test_nothing_is_left_of_any_of_them(plane: Plane, undisturbed: Curve) -> None:
+    plane.is_empty()
+    wait_until(lambda: not workloads(plane, "job"), what="the end of all that Kueue kept")

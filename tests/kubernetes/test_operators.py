@@ -1,25 +1,22 @@
 """Operators that die, freeze and take over from each other: jobs end as if nothing had happened."""
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cluster.credentials import Credentials
 from tests.e2e.plane import wait_until
 from tests.kubernetes.api_request import ApiRequest, asking
 from tests.kubernetes.conftest import AnyCluster
-from tests.kubernetes.ends import Births, births, end_of
+from tests.kubernetes.ends import end_of
 from tests.kubernetes.faulty import FaultyApiServer
+from tests.kubernetes.ground import Ground, changing, named
+from tests.kubernetes.ground import ground as stand
 from tests.kubernetes.namespace import Namespace
-from tests.kubernetes.observer import Observer
-from tests.kubernetes.plane import Plane, Process, operator_kubeconfig, rehearsal
+from tests.kubernetes.plane import Plane, Process, rehearsal
 from tests.kubernetes.sidelong import Cases
 
 # Three checkpoints, of which two are kept.
@@ -46,35 +43,6 @@ HAND_OVER = 15.0
 case = Cases()
 
 
-@dataclass
-class Ground:
-    """What planes are made from, and who watches all of them."""
-
-    cluster: AnyCluster
-    namespace: Namespace
-    databases: Callable[[], str]
-    account: Path
-    folder: Path
-    births: Births
-    observer: Observer
-
-    @contextmanager
-    def plane(self, name: str, kubeconfig: Path | None = None, **settings: str) -> Iterator[Plane]:
-        """A control plane that is not started yet, closed at the end."""
-        folder = self.folder / name
-        made = Plane(folder, self.cluster, self.namespace, self.databases, kubeconfig or self.account, **settings)
-        try:
-            yield made
-        finally:
-            made.close()
-
-    @contextmanager
-    def proxy(self) -> Iterator[FaultyApiServer]:
-        """A proxy with the rights of an operator."""
-        with FaultyApiServer(Credentials.of(self.account)) as made:
-            yield made
-
-
 @pytest.fixture(scope="module")
 def ground(
     cluster: AnyCluster,
@@ -82,15 +50,10 @@ def ground(
     postgres: Callable[[], str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Ground]:
-    folder = tmp_path_factory.mktemp("planes")
-    account = operator_kubeconfig(cluster, module_namespace, folder)
-    observer = Observer(module_namespace.store).start()
-    with births(cluster, module_namespace.name) as born:
-        made = Ground(cluster, module_namespace, postgres, account, folder, born, observer)
+    with stand(cluster, module_namespace, postgres, tmp_path_factory.mktemp("operators")) as made:
         case.begin(made)
         yield made
         case.end()
-    observer.stop()
 
 
 def mortal(process: Process, steps: Path, **how: str) -> None:
@@ -101,19 +64,6 @@ def mortal(process: Process, steps: Path, **how: str) -> None:
 
 def lines(file: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
-
-
-def is_gone(plane: Plane, job: str) -> None:
-    """Waits until no object of the job is left."""
-
-    def left() -> list[str]:
-        kinds = "jobs,pods,secrets,services,networkpolicies"
-        found = plane.cluster.kubectl(
-            "-n", plane.namespace.name, "get", kinds, "-l", f"rlhf-operator/job={job}", "-o", "name"
-        )
-        return found.split()
-
-    wait_until(lambda: not left(), what=f"the end of all objects of {job}; there are {left()}")
 
 
 def lived(plane: Plane, steps: Path, spec: dict[str, Any], dies: str, act: Callable[[Plane, str], None]) -> str:
@@ -147,7 +97,7 @@ def killed_at_each_step(
         last = plane.client.jobs.get(other).attempt
         wait_until(lambda: f"after mark_cleaned a{last}" in lines(undisturbed), what=f"the last step of {other}")
         assert end_of(plane, job) == end_of(plane, other), plane.story(job)
-        is_gone(plane, job)
+        ground.is_clear_of(job)
         attempts = {f"{job}-a{number}": 1 for number in range(1, last + 1)}
         assert ground.births.of(job) == attempts, "each attempt has one Job, ever"
         # Each kind of step that a life has is one that somebody died at: by construction, and looked at once more.
@@ -160,16 +110,6 @@ def killed_at_each_step(
 def each_step_once(ground: Ground) -> None:
     steps = killed_at_each_step(ground, "after", rehearsal(**LIFE), succeeds, "each-step")
     assert set(WRITES) <= steps
-
-
-def behind(proxy: FaultyApiServer, ground: Ground, name: str) -> Path:
-    """The configuration of an operator that asks a proxy."""
-    return proxy.write_kubeconfig(ground.folder / f"{name}.conf")
-
-
-def changes(proxy: FaultyApiServer) -> list[ApiRequest]:
-    """What was asked of the API server that changes something."""
-    return proxy.requests(lambda request: request.verb not in ("get", "list", "watch"))
 
 
 def follows(proxy: FaultyApiServer) -> None:
@@ -192,11 +132,6 @@ class Held:
         self._door.set()
 
 
-def named(request: ApiRequest) -> str:
-    """The name of the object that a request is about."""
-    return request.name or str(json.loads(request.body)["metadata"]["name"])
-
-
 def history(plane: Plane, *jobs: str) -> list[Any]:
     """All that the database tells of jobs that are over."""
     return [(end_of(plane, job), plane.client.jobs.events(job)) for job in jobs]
@@ -208,10 +143,10 @@ def two_operators(ground: Ground) -> None:
     with (
         ground.proxy() as first,
         ground.proxy() as second,
-        ground.plane("two", behind(first, ground, "first")) as plane,
+        ground.plane("two", first) as plane,
     ):
         leader = plane.start().operator
-        waiting = plane.another_operator(KUBECONFIG=str(behind(second, ground, "second")))
+        waiting = plane.another_operator(KUBECONFIG=str(ground.behind(second)))
         follows(first)
         jobs = plane.client.jobs
         through = jobs.create(rehearsal(300)).id
@@ -227,21 +162,23 @@ def two_operators(ground: Ground) -> None:
         leader.freeze()
         frozen_at = time.monotonic()
         jobs.cancel(cancelled)
-        assert changes(second) == [], "only the leader acts"
-        done = len(changes(first))
+        assert second.requests(changing) == [], "only the leader acts"
+        done = len(first.requests(changing))
         second.wait_for(asking("create", "jobs"), seconds=30)
         assert time.monotonic() - frozen_at < HAND_OVER
         plane.comes_to(cancelled, "cancelled")
         plane.comes_to(going, "succeeded")
-        is_gone(plane, going)
+        ground.is_clear_of(going)
         before = history(plane, cancelled, going)
 
         # What it had sent arrives now, and it wakes.
         held.let_in()
         wait_until(lambda: ground.births.of(cancelled), what="a Job created in a last breath")
         leader.thaw()
-        is_gone(plane, cancelled)
-        assert f"{cancelled}-a1" in {named(request) for request in changes(second) if request.verb == "delete"}
+        ground.is_clear_of(cancelled)
+        assert f"{cancelled}-a1" in {
+            named(request) for request in second.requests(changing) if request.verb == "delete"
+        }
         assert (cancelled, 1) not in ground.observer.seen, "what no attempt stands for never went live"
         assert (going, 1) in ground.observer.seen
 
@@ -253,7 +190,7 @@ def two_operators(ground: Ground) -> None:
         assert time.monotonic() - killed_at < HAND_OVER
         plane.comes_to(last, "succeeded")
         plane.comes_to(through, "succeeded")
-        done_since = {named(request) for request in changes(first)[done:]}
+        done_since = {named(request) for request in first.requests(changing)[done:]}
         assert not done_since & {f"{cancelled}-a1", f"{going}-a1"}, "it changes nothing on the cluster"
         assert history(plane, cancelled, going) == before, "nor in the database"
         assert ground.births.of(through) == {f"{through}-a1": 1}
@@ -261,17 +198,17 @@ def two_operators(ground: Ground) -> None:
 
 def frozen(ground: Ground, name: str, at: str, act: Callable[[Plane, str], None]) -> tuple[list[ApiRequest], str]:
     """An operator is stopped at a step, passed over, and woken. Gives what it changed on the cluster after that."""
-    with ground.proxy() as proxy, ground.plane(name, behind(proxy, ground, name), LEASE="1") as plane:
+    with ground.proxy() as proxy, ground.plane(name, proxy, LEASE="1") as plane:
         steps = plane.folder / "steps"
         mortal(plane.operator, steps, freezes=at)
         plane.start()
         follows(proxy)
         job = plane.client.jobs.create(rehearsal(14)).id
         wait_until(lambda: at in lines(steps), what=f"an operator that stops {at}")
-        done = len(changes(proxy))
+        done = len(proxy.requests(changing))
         other = plane.another_operator(KUBECONFIG=str(ground.account)).start()
         act(plane, job)
-        is_gone(plane, job)
+        ground.is_clear_of(job)
         before = history(plane, job)
         plane.operator.thaw()
         # Once it leads again, it has done all that it meant to do.
@@ -279,7 +216,7 @@ def frozen(ground: Ground, name: str, at: str, act: Callable[[Plane, str], None]
         last = plane.client.jobs.create(rehearsal(6)).id
         plane.comes_to(last, "succeeded")
         assert history(plane, job) == before
-        return [request for request in changes(proxy)[done:] if job in named(request)], job
+        return [request for request in proxy.requests(changing)[done:] if job in named(request)], job
 
 
 def is_cancelled(plane: Plane, job: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -13,10 +14,12 @@ import pytest
 from sqlalchemy import select
 
 from api.domain.job import Desired, Phase, Reason
+from api.domain.observation import Observation
+from api.operator.local import LocalCluster
 from api.store import models
-from api.store.database import utcnow
+from api.store.database import Database, utcnow
 from api.store.tables import CheckpointRow, MetricRow, ModelRow
-from tests.operator.conftest import Plane, holders, until
+from tests.operator.conftest import STAND_IN, Plane, holders, until
 from worker.contract.manifest import MANIFEST, describe
 from worker.contract.order import Input, Order
 
@@ -371,3 +374,30 @@ async def test_the_loop_says_that_it_lives(plane: Plane) -> None:
 
     await until(turned)
     await asyncio.sleep(0)
+
+
+async def test_a_next_attempt_runs_the_image_of_the_first(database: Database, data: Path) -> None:
+    asked: list[str | None] = []
+
+    class Tagged(LocalCluster):
+        """A cluster that tells images apart."""
+
+        async def ensure(self, name: str, order: Order, token: str, image: str | None = None) -> str:
+            asked.append(image)
+            return await super().ensure(name, order, token, image)
+
+        async def observe(self, name: str, uid: str | None = None) -> Observation:
+            seen = await super().observe(name, uid)
+            return replace(seen, image="registry.example/worker@sha256:0") if seen.alive else seen
+
+    cluster = Tagged(data, (data / "store").as_uri(), data / "worker-url", command=STAND_IN)
+    async with Plane(database, data, cluster=cluster) as plane:
+        job = await plane.post(**wishes(seconds=600))
+        await plane.runs(job)
+        os.kill(holders(data)[0], signal.SIGKILL)
+
+        async def twice() -> bool:
+            return len(asked) > 1
+
+        await until(twice)
+    assert asked[:2] == [None, "registry.example/worker@sha256:0"]
