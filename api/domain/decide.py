@@ -229,7 +229,8 @@ def _tell(job: Job, seen: Observation) -> list[Action]:
 def _running(
     job: Job, attempt: Attempt, seen: Observation, now: datetime, *, up_since: datetime, rules: Rules
 ) -> list[Action]:
-    if not seen.alive or seen.orphaned or seen.failing:
+    # Who waits again, with no pod left, would begin once more under the same number.
+    if not seen.alive or seen.orphaned or seen.failing or seen.suspended:
         return [Move(Phase.FINISHING)]
     limits, grace = job.spec.limits, job.spec.checkpoint.grace
     if attempt.stopping_since is not None:
@@ -255,6 +256,8 @@ def _finishing(
     if seen.alive:
         # The cluster counts from its first call, and takes the earlier end: asking again delays nothing.
         unrecorded = attempt.stopping_since is None
+        if unrecorded and seen.suspended and attempt.accepted_at is not None:
+            return [Stop(rules.short_grace, Reason.PREEMPTED, seen.held or "the queue took its place back")]
         if unrecorded and seen.orphaned:
             reason = Reason(seen.reason) if seen.reason is not None else Reason.KILLED
             return [Stop(rules.short_grace, reason, seen.message or "its launcher was killed")]

@@ -9,7 +9,7 @@ import contextlib
 import math
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ from worker.contract.spec import JobSpec
 _LAST_WORDS = 4096
 # A pod that is asked again to end, and not more than this much sooner, is left alone. In seconds.
 _SOONER = 2.0
+# What Kueue takes to look at a new Job.
+_TAKES_NOTICE = timedelta(seconds=5)
 
 
 class KubernetesCluster:
@@ -242,13 +244,14 @@ class KubernetesCluster:
         # Of two, one is being deleted: names are unique.
         return max(self._jobs.of(name), key=lambda job: job["metadata"]["creationTimestamp"], default=None)
 
-    def _queue_says(self, job: Json | None) -> str:
-        """What the queue says of a Job that waits in it; also has the queue followed from now on."""
+    def _queue_says(self, job: Json | None) -> str | None:
+        """What the queue says of a Job that waits in it, None: nothing yet; also has the queue followed from now on."""
         if job is None or not labels.queued(job):
             return ""
         if self._workloads not in self._tasks:
             self._follow(self._workloads)
-        return waiting(self._workloads.of(job["metadata"]["uid"]), self._workloads.trouble)
+        young = datetime.now(UTC) - datetime.fromisoformat(job["metadata"]["creationTimestamp"]) < _TAKES_NOTICE
+        return waiting(self._workloads.of(job["metadata"]["uid"]), self._workloads.trouble, young=young)
 
     def _follow(self, informer: Informer) -> None:
         self._tasks[informer] = asyncio.create_task(informer.run())

@@ -18,8 +18,8 @@ def workload_of(workload: Json) -> str | None:
     return None
 
 
-def waiting(workloads: Sequence[Json], trouble: str | None) -> str:
-    """Kueue's own words for why a Job waits, or lost its place."""
+def waiting(workloads: Sequence[Json], trouble: str | None, *, young: bool) -> str | None:
+    """Kueue's own words for why a Job waits, or lost its place; None: none are to be expected of one so `young`."""
     for workload in workloads:
         conditions = {c["type"]: c for c in (workload.get("status") or {}).get("conditions") or ()}
         evicted, reserved = conditions.get("Evicted"), conditions.get("QuotaReserved")
@@ -27,8 +27,11 @@ def waiting(workloads: Sequence[Json], trouble: str | None) -> str:
             return str(evicted.get("message") or evicted.get("reason") or "")
         if reserved is not None and reserved["status"] == "False":
             return str(reserved.get("message") or reserved.get("reason") or "")
+    if young:
+        return None
     if workloads:
         return ""
     if trouble is not None:
         return f"what Kueue says of it cannot be read: {trouble}"
-    return "Kueue has not seen it yet: is it running, and is there a queue of this name in the namespace?"
+    # A queue that does not exist it would tell itself.
+    return "Kueue has not seen it yet: is it running, and is there a priority class of the name that the job gives?"

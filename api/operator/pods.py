@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -47,12 +47,12 @@ def observe(
     job: Json | None,
     pods: Sequence[Json],
     warnings: Mapping[str, Json] = {},
-    queue: str = "",
+    queue: str | None = "",
 ) -> Observation:
     """The attempt, from its Job (if there is one that is ours), its pods, and warnings by the uid of their object.
 
     `uid` is the Job's as it was recorded; None: none was, so that the attempt counts as not created, whatever is there.
-    `queue` is what the queue says of a Job that waits in it.
+    `queue` is what the queue says of a Job that waits in it; None: it has not said anything yet.
     """
     gone = job is None or (uid is not None and job["metadata"]["uid"] != uid)
     live = [pod for pod in pods if not _terminal(pod)]
@@ -62,20 +62,21 @@ def observe(
         return _observation(cause, exists=known, alive=bool(live), uid=uid, pods=live)
     over = _over(job) or "deletionTimestamp" in job["metadata"] or _all_ended(job, pods)
     if not live and over:
-        return _observation(_ending(job, pods), exists=known, alive=False, uid=uid, pods=[])
+        return _observation(_ending(job, pods, queue), exists=known, alive=False, uid=uid, pods=[])
     suspended = bool(job["spec"].get("suspend"))
     if suspended and not live and (pods or _begun(job)):
-        said = f"the queue took its place back{': ' + queue if queue else ''}"
         return Observation(
-            exists=known, alive=True, orphaned=True, uid=uid, reason=Reason.PREEMPTED, message=said,
+            exists=known, alive=True, orphaned=True, uid=uid, reason=Reason.PREEMPTED, message=_taken_back(queue),
         )  # fmt: skip
     holds, held = _holds(job, pods, warnings, queue)
+    admitted = _admitted_at(job, live)
     return Observation(
         exists=known,
         alive=True,
         failing=bool(over) or any(_failed(pod) for pod in pods),
-        suspended=suspended and not live,
-        admitted_at=_time(job["status"].get("startTime")) if labels.queued(job) else None,
+        # Admitted a moment ago, the Job does not say yet when: its time to start has not begun.
+        suspended=not live and (suspended or (labels.queued(job) and admitted is None)),
+        admitted_at=admitted,
         holds=holds,
         held=held[:_LONGEST],
         uid=uid,
@@ -111,8 +112,17 @@ def _observation(cause: _Cause, *, exists: bool, alive: bool, uid: str | None, p
     )
 
 
-def _ending(job: Json, pods: Sequence[Json]) -> _Cause:
+def _ending(job: Json, pods: Sequence[Json], queue: str | None) -> _Cause:
     """The cause of the end of a Job that can start nothing any more."""
+    cause = _own_ending(job, pods)
+    stopped = cause.exit_code in (None, Exit.STOPPED, Exit.KILLED) and cause.reason in (None, Reason.KILLED)
+    if stopped and job["spec"].get("suspend") and (pods or _begun(job)):
+        return replace(cause, reason=Reason.PREEMPTED, message=_taken_back(queue))
+    return cause
+
+
+def _own_ending(job: Json, pods: Sequence[Json]) -> _Cause:
+    """The same, as far as the Job and its pods tell it."""
     last = max((end for pod in pods if (end := _ended_at(pod)) is not None), default=None)
     if _condition(job, "Complete") or (pods and _all_ended(job, pods) and all(map(_succeeded, pods))):
         words = next((words for pod in sorted(pods, key=_index) if (words := _words(pod)) is not None), None)
@@ -173,9 +183,13 @@ def _failure(pod: Json) -> tuple[int, datetime | None, _Cause]:
     return 5 if asked else 3, at, _Cause(code, Reason.KILLED if code == Exit.KILLED else None, message, None, at)
 
 
-def _holds(job: Json, pods: Sequence[Json], warnings: Mapping[str, Json], queue: str) -> tuple[str | None, str]:
+def _holds(job: Json, pods: Sequence[Json], warnings: Mapping[str, Json], queue: str | None) -> tuple[str | None, str]:
     """What keeps an attempt that lives from starting, or from ending."""
     if job["spec"].get("suspend"):
+        if not all(map(_terminal, pods)):
+            return Reason.PREEMPTED, _taken_back(queue)
+        if queue is None:
+            return None, ""
         return Reason.AWAITING_ADMISSION, queue or "its Job is suspended until its queue admits it"
     if not pods:
         warned = warnings.get(job["metadata"]["uid"])
@@ -231,6 +245,19 @@ def _lost(live: Sequence[Json]) -> tuple[str | None, str]:
                 "ends when the node returns or is removed, or when an admin confirms that the attempt is dead"
             )
     return None, ""
+
+
+def _taken_back(queue: str | None) -> str:
+    return f"the queue took its place back{': ' + queue if queue else ''}"
+
+
+def _admitted_at(job: Json, live: Sequence[Json]) -> datetime | None:
+    """When its queue let a Job begin, as far as that is known; None for one without a queue."""
+    if not labels.queued(job):
+        return None
+    # Its pods may be there before the Job says so.
+    begun = min((pod["metadata"]["creationTimestamp"] for pod in live), default=None)
+    return _time(job["status"].get("startTime") or begun)
 
 
 def _over(job: Json) -> bool:

@@ -18,6 +18,7 @@ from client.records import Job
 from tests.cluster.cluster import Cluster
 from tests.e2e.plane import free_port, wait_until
 from tests.kubernetes.namespace import REPOSITORY, Namespace
+from tests.kubernetes.observer import Observer
 
 ROLE = REPOSITORY / "manifests" / "operator-role.yaml"
 
@@ -213,12 +214,15 @@ def running(
     pod: dict[str, Any] | None = None,
     **settings: str,
 ) -> Iterator[Plane]:
-    """A control plane that serves and acts, for the length of a `with`."""
+    """A control plane that serves and acts, for the length of a `with`, in which no job ever has two live attempts."""
     plane = Plane(folder, cluster, namespace, databases, kubeconfig, pod, **settings)
+    observer = Observer(namespace.store).start()
     try:
         yield plane.start()
     finally:
+        observer.stop()
         plane.close()
+    assert not observer.twice, observer.twice
 
 
 def operator_kubeconfig(

@@ -175,7 +175,7 @@ def it_is_cancelled_while_it_waits(plane: Plane, urgent: str) -> None:
     job = plane.client.jobs.create(queued(queue, FOREVER)).id
     told(plane, job, "AwaitingAdmission", "insufficient unused quota", "starting")
     assert "AwaitingAdmission" in [event.type for event in plane.client.jobs.events(job)]
-    [workload] = workloads(plane, job)
+    assert len(workloads(plane, job)) == 1
     plane.client.jobs.cancel(job)
     plane.comes_to(job, "cancelled")
     wait_until(lambda: not workloads(plane, job), what="the end of what Kueue kept for it")
