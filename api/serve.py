@@ -35,6 +35,8 @@ from api.store import installation
 from api.store.migrate import migrate
 from api.uploads import sweep
 
+# Jobs that are worked on at once where the work is mostly to wait for an API server.
+_AT_ONCE = 100
 Role = Literal["all", "api", "operator"]
 log = logging.getLogger(__name__)
 
@@ -208,6 +210,7 @@ async def _reconcile(control: ControlPlane, cluster: Cluster, stop: asyncio.Even
         leader=Leader(control.database, seconds=settings.lease, alone=settings.sqlite),
         store=control.store.root,
         # On Kubernetes, its scheduler and its queues give places.
+        concurrency=16 if settings.cluster == "local" else _AT_ONCE,
         places=settings.local_jobs if settings.cluster == "local" else None,
         rules=Rules(Backoff(settings.back_off)),
     )

@@ -101,7 +101,7 @@ def measure(plane: Plane, jobs: int, rounds: int) -> None:
         for job in list(plane.client.jobs.all(phase="starting")):
             if job.phase == "starting":
                 plane.client.jobs.cancel(job.id)
-        plane.is_empty()
+        plane.is_empty(600)
         theirs = bare(cluster.http, path, like, watch, jobs, number)
         cluster.http.delete(path, params={"labelSelector": "bare=true"}).raise_for_status()
         (a50, a95), (b50, b95), (w50, w95) = percentiles(ours), percentiles(theirs), percentiles(whole)

@@ -141,7 +141,7 @@ class Nodes:
         # Nobody else is waited for: from now on connections are refused.
         server.close()
         for writer in self._strangers:
-            next(iter(self._strangers)).transport.abort()
+            writer.transport.abort()
         for node in self._nodes.values():
             await node.left.wait()
 
@@ -149,7 +149,9 @@ class Nodes:
         """A connection, from its greeting to its end."""
         self._strangers[writer] = None
         if len(self._strangers) > _STRANGERS:
-            writer.transport.abort()
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            oldest.transport.abort()
         try:
             async with asyncio.timeout(GREETING):
                 token = self._token_file.read_bytes().strip()

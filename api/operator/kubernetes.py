@@ -17,6 +17,7 @@ from api.domain.job import Reason
 from api.domain.observation import Observation
 from api.operator import labels, manifest, pods, podspec
 from api.operator.cluster import CannotStart, ClusterError, Held, LogEnd, placed
+from api.operator.first import First
 from api.operator.folder import rank_logs
 from api.operator.informer import SILENCE, Informer
 from api.operator.kube_api import (
@@ -62,6 +63,7 @@ class KubernetesCluster:
         self._warnings = follow(EVENTS, {"fieldSelector": "type=Warning"}, warned_of, bookmarks=False)
         # Followed once there is a Job that waits in a queue: elsewhere there may be no such kind of object.
         self._workloads = follow(WORKLOADS, {}, workload_of)
+        self._first = First()
         self._doubtful: set[str] = set()
         """Attempts whose Job may have been created by a call that nobody answered."""
         self._deleted: set[str] = set()
@@ -119,9 +121,12 @@ class KubernetesCluster:
         except manifest.CannotRender as error:
             raise CannotStart(Reason.INVALID_SPEC, str(error)) from None
         with _refusals(self._site.namespace):
-            job = await self._create_job(name, wanted.job)
+            # Schedulers and queues go by the order in which Jobs come: theirs is not held up by what belongs to others.
+            with self._first.urgent():
+                job = await self._create_job(name, wanted.job)
             uid = str(job["metadata"]["uid"])
             owned = manifest.owned_by(wanted, uid)
+            await self._first.after()
             await asyncio.gather(
                 self._create_owned(SERVICES, owned.service, uid),
                 self._create_owned(NETWORK_POLICIES, owned.network_policy, uid),
@@ -145,7 +150,9 @@ class KubernetesCluster:
         job, found = self._job(name), self._pods.of(name)
         live = [pod for pod in found if pod["status"].get("phase") not in ("Succeeded", "Failed")]
         if job is not None and not any(map(_began, found)) and "deletionTimestamp" not in job["metadata"]:
-            await self._delete(JOBS, job, propagationPolicy="Foreground")
+            # One that waits in a queue is gone at once; of another, not before the last of its pods.
+            waits = job["spec"].get("suspend") and not found
+            await self._delete(JOBS, job, propagationPolicy="Background" if waits else "Foreground")
         # None is forced: only its node knows whether it is gone.
         seconds = max(1, math.ceil(grace))
         for pod in live:
@@ -164,7 +171,8 @@ class KubernetesCluster:
         """
         job = await self._look_at(name)
         if job is not None and "deletionTimestamp" not in job["metadata"]:
-            await self._delete(JOBS, job, propagationPolicy="Foreground")
+            # It makes no pods any more, so that none can be left behind.
+            await self._delete(JOBS, job, propagationPolicy="Background")
             self._deleted.add(name)
         left = self._pods.of(name)
         for pod in left:

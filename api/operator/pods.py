@@ -70,9 +70,14 @@ def observe(
         )  # fmt: skip
     holds, held = _holds(job, pods, warnings, queue)
     admitted = _admitted_at(job, live)
+    # Given up with its node: over for the control plane, which tells so to what runs there, if that still reports.
+    lost = _lost_pod(live)
     return Observation(
         exists=known,
         alive=True,
+        orphaned=lost is not None,
+        reason=Reason.NODE_LOST if lost else None,
+        message=f"{_node(lost)} stopped answering, and {lost['metadata']['name']} was given up with it" if lost else "",
         failing=bool(over) or any(_failed(pod) for pod in pods),
         # Admitted a moment ago, the Job does not say yet when: its time to start has not begun.
         suspended=not live and (suspended or (labels.queued(job) and admitted is None)),
@@ -236,15 +241,25 @@ def _held_up(pod: Json, warnings: Mapping[str, Json]) -> tuple[str | None, str] 
 
 def _lost(live: Sequence[Json]) -> tuple[str | None, str]:
     """Whether a pod was given up with its node, and cannot be seen to end."""
+    pod = _lost_pod(live)
+    if pod is None:
+        return None, ""
+    return Reason.NODE_LOST, (
+        f"{_node(pod)} does not answer, and nobody knows whether {pod['metadata']['name']} still runs there; this "
+        "ends when the node returns or is removed, or when an admin confirms that the attempt is dead"
+    )
+
+
+def _lost_pod(live: Sequence[Json]) -> Json | None:
     for pod in live:
         disrupted = _condition(pod, "DisruptionTarget")
         if disrupted and _DISRUPTIONS.get(str(disrupted.get("reason"))) is Reason.NODE_LOST:
-            node = pod["spec"].get("nodeName", "its node")
-            return Reason.NODE_LOST, (
-                f"{node} does not answer, and nobody knows whether {pod['metadata']['name']} still runs there; this "
-                "ends when the node returns or is removed, or when an admin confirms that the attempt is dead"
-            )
-    return None, ""
+            return pod
+    return None
+
+
+def _node(pod: Json) -> str:
+    return str(pod["spec"].get("nodeName", "its node"))
 
 
 def _taken_back(queue: str | None) -> str:

@@ -169,10 +169,7 @@ class Operator:
         now = utcnow()
         calm = [job for job in jobs if job.phase is not Phase.QUEUED or self._calm(job.id, clock)]
         places = self._places if self._places is not None else len(jobs)
-        begun = {}
-        for job in may_start(calm, places, now):
-            if job.id not in self._working and (began := await self._begin(steps, job)) is not None:
-                begun[job.id] = began
+        begun = await self._begin(steps, [job for job in may_start(calm, places, now) if job.id not in self._working])
         for job in jobs if every else [job for job in jobs if job.id in woken or job.id in begun]:
             if job.id not in self._working and self._calm(job.id, clock):
                 self._work(job.id, self._advance(steps, job, begun.get(job.id)))
@@ -184,22 +181,25 @@ class Operator:
         """Looks at those that somebody woke and at no others: where places are not counted, each may start at once."""
         free = [id for id in woken if id not in self._working]
         self._again |= woken.difference(free)
-        for job in await self._database.look(partial(operations_load.some, ids=free)) if free else ():
-            if job.phase is not Phase.QUEUED or self._calm(job.id, clock):
-                self._work(job.id, self._advance(steps, job, None, may_begin=True))
+        if not free:
+            return
+        jobs = await self._database.look(partial(operations_load.some, ids=free))
+        jobs = [job for job in jobs if job.phase is not Phase.QUEUED or self._calm(job.id, clock)]
+        begun = await self._begin(steps, may_start(jobs, len(jobs), utcnow()))
+        for job in jobs:
+            self._work(job.id, self._advance(steps, job, begun.get(job.id)))
 
-    async def _begin(self, steps: Steps, job: Job) -> Job | None:
+    async def _begin(self, steps: Steps, jobs: list[Job]) -> dict[str, Job]:
         try:
-            return await steps.begin(job, utcnow())
+            return await steps.begin(jobs, utcnow())
         except (SQLAlchemyError, OSError) as error:
-            self._trouble(job.id, error)
-            return None
+            for job in jobs:
+                self._trouble(job.id, error)
+            return {}
 
-    async def _advance(self, steps: Steps, job: Job, begun: Job | None, may_begin: bool = False) -> None:
+    async def _advance(self, steps: Steps, job: Job, begun: Job | None) -> None:
         """Takes a job as far as it goes; `begun` is what it became by an attempt that was just recorded."""
         async with self._slots:
-            if may_begin and may_start([job], 1, utcnow()):
-                begun = await self._begin(steps, job)
             try:
                 # Most jobs want nothing in most turns: that costs no transaction.
                 if begun is not None or not await steps.idle(job):

@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -81,26 +80,15 @@ class Steps:
         self._up_since = up_since
         self._hint = hint
 
-    async def begin(self, job: Job, now: datetime) -> Job | None:
-        """Records a new attempt of a job that has a place, and gives the job as it is then. None: it has moved on since
-        it was looked at."""
-        if decide(job, None, now, up_since=now, place=True, rules=self._rules) != [Begin()]:
-            return None
-        try:
-            async with self._database.transaction() as session:
-                number = await operations.begin_attempt(session, self._lease, job, now)
-        except operations.Stale:
-            return None
-        attempt = Attempt(
-            number,
-            operations.object_name(job.id, number),
-            created_at=now,
-            began_with_step=job.newest_checkpoint,
-        )
-        return replace(
-            job, phase=Phase.STARTING, phase_since=now, reason=None, message="", not_before=None, saved=False,
-            attempt=attempt,
-        )  # fmt: skip
+    async def begin(self, jobs: Sequence[Job], now: datetime) -> dict[str, Job]:
+        """Records a new attempt of each of the jobs, which have places. Gives by their ids those that begin, as they
+        are then: not those that have moved on since they were looked at."""
+        wanted = [
+            job for job in jobs if decide(job, None, now, up_since=now, place=True, rules=self._rules) == [Begin()]
+        ]
+        if not wanted:
+            return {}
+        return await self._database.put(partial(operations.begin_attempts, lease=self._lease, jobs=wanted, now=now))
 
     async def advance(self, job_id: str, known: Job | None = None) -> None:
         """Takes a job as far as it goes for now; `known` is what it is, where that was just written. Raises NotLeader,
@@ -249,7 +237,9 @@ class Steps:
         order = self._cluster.order(job.id, attempt.number, job.spec, kept)
         token = await self._tokens.issue(job.id, attempt.number)
         # Exactly where it was means: by the same program, whatever its name stands for by now.
-        image = await self._database.look(partial(operations.first_image, job_id=job.id)) if attempt.number > 1 else None
+        image = (
+            await self._database.look(partial(operations.first_image, job_id=job.id)) if attempt.number > 1 else None
+        )
         try:
             async with self._call():
                 uid = await self._cluster.ensure(attempt.object_name, order, token, image)

@@ -89,6 +89,11 @@ class Cluster:
         if not self.processes.alive("api-server"):
             self.start_api_server()
 
+    def kill_pods(self, namespace: str) -> None:
+        """Kill all that runs in a namespace at once: a kubelet that has begun a long grace does not cut it short."""
+        for number in range(1, self.nodes + 1):
+            node.kill_pods_of(number, namespace)
+
     def start_kueue(self) -> None:
         """Start Kueue with a cluster queue of 2 CPUs, `team-a`; nothing if it runs."""
         kueue.start(self.processes, self.kubectl)

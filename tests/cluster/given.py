@@ -72,5 +72,8 @@ class GivenCluster:
         _not_ours("Installing Kueue")
         return ""
 
+    def kill_pods(self, namespace: str) -> None:
+        """Its pods end when their grace is over."""
+
     def heal(self) -> None:
         """Nothing was disturbed."""

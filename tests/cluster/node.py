@@ -137,6 +137,13 @@ def kubelet(node: int) -> str:
     return f"kubelet{node}"
 
 
+def kill_pods_of(node: int, namespace: str) -> None:
+    """Kill every container of a namespace on the node, whatever grace its kubelet is waiting out."""
+    ours = f'labels."io.kubernetes.pod.namespace"=={namespace}'
+    for container in _ctr(node, "containers", "list", "--quiet", ours).stdout.split():
+        _ctr(node, "tasks", "kill", "--signal=SIGKILL", container)
+
+
 def stop(processes: Processes, node: int) -> None:
     """End the kubelet, every container and containerd, also those that an interrupted session left behind."""
     processes.stop(kubelet(node))

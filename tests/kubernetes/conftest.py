@@ -14,7 +14,7 @@ from tests.cluster.credentials import Credentials
 from tests.cluster.given import KUBECONFIG, GivenCluster
 from tests.cluster.machine import ClusterError, prepare
 from tests.kubernetes.faulty import FaultyApiServer
-from tests.kubernetes.namespace import Namespace, create, is_gone, remove
+from tests.kubernetes.namespace import Namespace, create, hurry, is_gone, remove
 from tests.kubernetes.plane import Plane, operator_kubeconfig, running
 
 AnyCluster = Cluster | GivenCluster
@@ -47,22 +47,32 @@ def cluster() -> Iterator[AnyCluster]:
 
 @pytest.fixture(scope="session")
 def _namespaces(cluster: AnyCluster) -> Iterator[list[str]]:
-    """The names of those that were made: all are gone before the session ends."""
-    names: list[str] = []
-    yield names
-    deadline = time.monotonic() + 60
-    while left := [name for name in names if not is_gone(cluster, name)]:
-        if time.monotonic() > deadline:
+    """The names of those that were removed and may not be gone yet: all are, before the session ends."""
+    leaving: list[str] = []
+    yield leaving
+    begin = hurried = time.monotonic()
+    while left := [name for name in leaving if not is_gone(cluster, name)]:
+        now = time.monotonic()
+        if now > begin + 60:
             pytest.fail(f"These namespaces are still there a minute after their end was asked for: {', '.join(left)}.")
+        if now > hurried + 7:  # it looks 5 s after each change
+            for name in left:
+                hurry(cluster, name)
+            hurried = now
         time.sleep(0.2)
 
 
-def _namespace(cluster: AnyCluster, store: Path, names: list[str]) -> Iterator[Namespace]:
+def _namespace(cluster: AnyCluster, store: Path, leaving: list[str]) -> Iterator[Namespace]:
     made = create(cluster, store)
-    names.append(made.name)
     yield made
     cluster.heal()
+    for earlier in leaving.copy():
+        if is_gone(cluster, earlier):
+            leaving.remove(earlier)
+        else:
+            hurry(cluster, earlier)
     remove(cluster, made.name)
+    leaving.append(made.name)
 
 
 @pytest.fixture

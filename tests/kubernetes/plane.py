@@ -192,9 +192,13 @@ class Plane:
         )
         return found.split()
 
-    def is_empty(self) -> None:
+    def is_empty(self, seconds: float = 60.0) -> None:
         """Waits until nothing is left of any attempt."""
-        wait_until(lambda: not self.objects(), what=f"the end of all objects; there are {self.objects()}")
+        try:
+            wait_until(lambda: not self.objects(), seconds=seconds, what="the end of all objects")
+        except AssertionError:
+            print(self.objects()[:20])
+            raise
 
     def pods(self, job: str) -> list[dict[str, Any]]:
         """The job's pods, by their index."""

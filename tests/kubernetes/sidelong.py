@@ -14,8 +14,12 @@ class Cases:
 
     def __call__(self, case: Callable[..., Any]) -> Callable[..., Any]:
         """Registers a case, as a decorator."""
-        self._cases[case.__name__] = case
+        self.add(case.__name__, case)
         return case
+
+    def add(self, name: str, case: Callable[..., Any]) -> None:
+        """Registers a case that has no name of its own."""
+        self._cases[name] = case
 
     @property
     def names(self) -> list[str]:

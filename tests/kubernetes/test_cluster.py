@@ -140,10 +140,12 @@ def served(body: bytes) -> Iterator[int]:
     server = http.server.ThreadingHTTPServer(("0.0.0.0", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield server.server_address[1]
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_pods_on_every_node_reach_a_server_of_this_machine(cluster: AnyCluster, module_namespace: Namespace) -> None:

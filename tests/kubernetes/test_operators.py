@@ -23,7 +23,7 @@ from tests.kubernetes.sidelong import Cases
 LIFE = {"steps": 14}
 WRITES = (
     "issue",  # the key that tokens are signed with
-    "begin_attempt",
+    "begin_attempts",
     "create jobs a1",
     "create secrets a1",
     "create services a1",

@@ -140,12 +140,14 @@ async def test_a_leader_that_slept_changes_nothing_when_it_wakes(two: tuple[Data
         await plane.runs(job_id)
         # It wakes with what it knew, and with the lease that it believes in.
         for call in (
-            lambda s: operations.begin_attempt(s, old, snapshot, utcnow()),
+            lambda s: operations.record_uid(s, old, snapshot, "a uid"),
             lambda s: operations.mark_cleaned(s, old, snapshot),
         ):
             with pytest.raises(NotLeader):
                 async with asleep.transaction() as session:
                     await call(session)
+        with pytest.raises(NotLeader):
+            await asleep.put(lambda connection: operations.begin_attempts(connection, old, [snapshot], utcnow()))
         with pytest.raises(NotLeader):
             await asleep.put(lambda connection: operations.move(connection, old, snapshot, Phase.CANCELLED, utcnow()))
         row = await plane.job(job_id)
@@ -160,9 +162,7 @@ async def test_a_decision_on_what_has_changed_since_is_not_written(database: Dat
     then = await database.look(partial(operations_load.one, job_id=job_id))
     assert then is not None
     await plane.wish(job_id, desired="pause")
-    with pytest.raises(operations.Stale):
-        async with database.transaction() as session:
-            await operations.begin_attempt(session, lease, then, utcnow())
+    assert not await database.put(lambda connection: operations.begin_attempts(connection, lease, [then], utcnow()))
     async with database.reading() as session:
         row = await session.get(JobRow, job_id)
     assert row is not None

@@ -233,11 +233,11 @@ async def test_a_retry_that_is_quicker_than_the_failure_of_what_waits_keeps_that
     looked, go_on = asyncio.Event(), asyncio.Event()
     original = Steps._move
 
-    async def slow(self: Steps, job: Any, move: Any, *, broken: bool = False) -> None:
+    async def slow(self: Steps, job: Any, move: Any, *, broken: bool = False, **more: Any) -> None:
         if broken and not go_on.is_set():
             looked.set()
             await go_on.wait()
-        await original(self, job, move, broken=broken)
+        await original(self, job, move, broken=broken, **more)
 
     monkeypatch.setattr(Steps, "_move", slow)
     id, jobs_ = await made(plane, steps)

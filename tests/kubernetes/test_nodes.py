@@ -1,0 +1,94 @@
+"""A node that stops answering: what ran there is waited for, given up, or declared dead; nothing ever runs twice."""
+
+from typing import Any
+
+from tests.e2e.plane import wait_until
+from tests.kubernetes.observer import Observer
+from tests.kubernetes.plane import Plane, rehearsal
+
+# At 0.2 s each: about twice as long as a cluster takes to give up a node.
+STEPS = 200
+# Seconds that a pod stays on a node that does not answer.
+SHORT, LONG = 4, 600
+HOSTNAME = "kubernetes.io/hostname"
+Curve = list[tuple[int, float]]
+
+
+def on_a_node(tolerance: int, node: str | None = None) -> dict[str, Any]:
+    """A job that stays so long on a node that does not answer; on this node, if one is named."""
+    away = ("node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready")
+    pod: dict[str, Any] = {
+        "tolerations": [
+            {"key": key, "operator": "Exists", "effect": "NoExecute", "toleration_seconds": tolerance} for key in away
+        ]
+    }
+    if node is not None:
+        pod["node_selector"] = {HOSTNAME: node}
+    return rehearsal(STEPS, stage={"seconds_per_step": 0.2}, resources={"pod": pod})
+
+
+def node_of(plane: Plane, job: str) -> str:
+    [pod] = plane.pods(job)
+    return str(pod["spec"]["nodeName"])
+
+
+def curve(plane: Plane, job: str) -> Curve:
+    """The losses that count, by step."""
+    return [(point.step, point.value) for point in plane.client.jobs.metrics(job, name="train/loss")]
+
+
+def is_lost(plane: Plane, job: str, node: str) -> None:
+    """Waits until the job is told as lost with its node."""
+
+    def told() -> bool:
+        found = plane.client.jobs.get(job)
+        return (found.phase, found.reason) == ("finishing", "NodeLost") and node in found.message
+
+    try:
+        wait_until(told, what=f"the loss of {node} told of {job}")
+    except AssertionError:
+        print(plane.story(job))
+        raise
+
+
+def test_a_node_that_stops_answering(plane: Plane) -> None:
+    client, cluster = plane.client, plane.cluster
+    observer = Observer(plane.namespace.store).start()
+    dead = client.jobs.create(on_a_node(SHORT)).id
+    plane.comes_to(dead, "running")
+    node = node_of(plane, dead)
+    patient = client.jobs.create(on_a_node(LONG, node)).id
+    lost = client.jobs.create(on_a_node(SHORT, node)).id
+    for job in (dead, patient, lost):
+        plane.reaches_step(job, 5)
+    cluster.freeze(int(node.removeprefix("node")))
+    try:
+        for job in (dead, lost):
+            is_lost(plane, job, node)
+        # Its container hears that it is over, and ends though its node cannot end it.
+        client.jobs.confirm_dead(dead, 1)
+        plane.comes_to(dead, "running")
+        assert node_of(plane, dead) != node
+        wait_until(lambda: client.jobs.attempts(dead)[1].resumed_from, what="the checkpoint that it goes on from")
+        # Nobody confirmed this one: nothing is begun.
+        is_lost(plane, lost, node)
+        assert len(client.jobs.attempts(lost)) == 1
+        assert "confirm-dead" in " ".join(client.jobs.explain(lost).todo)
+        assert "deletionTimestamp" in plane.pods(lost)[0]["metadata"]
+    finally:
+        cluster.heal()
+    undisturbed = client.jobs.create(rehearsal(STEPS, stage={"seconds_per_step": 0})).id
+    for job in (dead, lost, patient, undisturbed):
+        plane.comes_to(job, "succeeded")
+    for job, attempts in ((dead, 2), (lost, 2), (patient, 1)):
+        first, *rest = client.jobs.attempts(job)
+        assert len(rest) == attempts - 1, plane.story(job)
+        assert curve(plane, job) == curve(plane, undisturbed)
+        for second in rest:
+            assert (first.reason, first.fault) == ("NodeLost", "infra")
+            assert second.resumed_from is not None
+            assert second.resumed_from >= 4
+    plane.is_empty()
+    observer.stop()
+    assert observer.twice == []
+    assert {(dead, 1), (dead, 2), (lost, 1), (lost, 2), (patient, 1)} <= observer.seen

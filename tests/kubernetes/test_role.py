@@ -1,0 +1,63 @@
+"""The operator's role: all that it does is in it, and all that is in it is done."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from tests.e2e.plane import wait_until
+from tests.kubernetes.conftest import AnyCluster
+from tests.kubernetes.ground import ground
+from tests.kubernetes.namespace import Namespace
+from tests.kubernetes.plane import ROLE, rehearsal
+from tests.kubernetes.processes import launcher
+
+Right = tuple[str, str, str]
+FOREVER = 10_000
+
+
+def given() -> set[Right]:
+    """The rights of the role that is shipped: group, resource, verb."""
+    return {
+        (group, resource, verb)
+        for rule in yaml.safe_load(ROLE.read_text())["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def test_the_role_has_what_the_operator_uses_and_no_more(
+    cluster: AnyCluster, module_namespace: Namespace, postgres: Callable[[], str], tmp_path: Path
+) -> None:
+    # The proxy has the role, so that the API server itself refuses what is not in it.
+    with (
+        ground(cluster, module_namespace, postgres, tmp_path) as made,
+        made.proxy() as proxy,
+        made.plane("role", proxy) as plane,
+    ):
+        jobs = plane.start().client.jobs
+        done, stopped, orphaned, again = (jobs.create(rehearsal(n)).id for n in (6, FOREVER, FOREVER, 40))
+        for job in (stopped, orphaned, again):
+            plane.comes_to(job, "running")
+        # One is cancelled and does not end when it is told to: its pod is given less time.
+        os.kill(launcher(stopped, 0), signal.SIGSTOP)
+        jobs.cancel(stopped)
+        # Of another somebody deletes the Job alone, and of a third its pod.
+        path = f"/apis/batch/v1/namespaces/{plane.namespace.name}/jobs/{orphaned}-a1"
+        cluster.http.delete(path, params={"propagationPolicy": "Orphan"}).raise_for_status()
+        os.kill(launcher(again, 0), signal.SIGKILL)
+        plane.comes_to(done, "succeeded")
+        wait_until(lambda: (jobs.get(orphaned).attempt, jobs.get(orphaned).phase) == (2, "running"), what="attempt 2")
+        plane.comes_to(again, "succeeded")
+        os.kill(launcher(stopped, 0), signal.SIGCONT)
+        jobs.cancel(orphaned)
+        for job in (stopped, orphaned):
+            plane.comes_to(job, "cancelled")
+        jobs.delete(stopped)
+        made.is_clear_of(done, stopped, orphaned, again)
+        used = {(request.group, request.resource, request.verb) for request in proxy.requests()}
+    # Kueue is asked where a job waits in a queue of it: there, another test is.
+    assert used == {right for right in given() if right[0] != "kueue.x-k8s.io"}
