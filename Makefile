@@ -43,7 +43,8 @@ check: install
 	$(BIN)/python -m pytest -m quick -q $(ARGS)
 
 bench: install
-	@for name in startup reporting sft_throughput api_load rollout "rollout --zero3" ppo; do \
+	@for name in startup reporting sft_throughput api_load rollout "rollout --zero3" ppo \
+			kubernetes_burst kubernetes_end kubernetes_rest; do \
 		echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name; \
 	done
 

@@ -48,6 +48,8 @@ class Cluster:
         self.host_address = HOST
         self.image = POD.name
         self.processes = Processes(FOLDER)
+        self._frozen: set[int] = set()
+        self._api_stopped = False
 
     def kubectl(self, *arguments: str, input: str | None = None, kubeconfig: Path | None = None) -> str:
         """Run kubectl, as the admin or with another kubeconfig, and give what it printed.
@@ -66,13 +68,16 @@ class Cluster:
         """Stop a node's kubelet as the death of its machine would; its containers run on."""
         if not self.processes.signal(node.kubelet(number), signal.SIGSTOP):
             raise ClusterError(f"There is no kubelet of {node_name(number)} to stop.")
+        self._frozen.add(number)
 
     def thaw(self, number: int) -> None:
         """Let a frozen node go on; nothing if it was not."""
         self.processes.signal(node.kubelet(number), signal.SIGCONT)
+        self._frozen.discard(number)
 
     def stop_api_server(self, *, kill: bool = False) -> None:
         """End the API server; `kill` gives it no time to answer what it has begun. Nodes and their pods go on."""
+        self._api_stopped = True
         if kill:
             self.processes.signal("api-server", signal.SIGKILL)
         self.processes.stop("api-server")
@@ -81,12 +86,13 @@ class Cluster:
         """Start it again on the same data, and return when it is ready; nothing if it runs."""
         self.processes.again("api-server")
         self._wait("the API server", self.ready, time.monotonic() + START_SECONDS)
+        self._api_stopped = False
 
     def heal(self) -> None:
-        """Undo every disturbance, as the next test expects."""
-        for number in range(1, self.nodes + 1):
+        """Undo what this process disturbed: another session on the same cluster may be in the middle of its own."""
+        for number in self._frozen.copy():
             self.thaw(number)
-        if not self.processes.alive("api-server"):
+        if self._api_stopped:
             self.start_api_server()
 
     def kill_pods(self, namespace: str) -> None:
@@ -182,6 +188,9 @@ def at_hand(nodes: int = 2, say: Callable[[str], None] = print) -> Iterator[Clus
         ClusterError: there is one that does not answer, or none and this machine cannot have one.
     """
     with _USERS.open("a") as users:
+        with contextlib.suppress(OSError):
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _undo_what_was_left()  # nobody else is here, so nobody is going to
         fcntl.flock(users, fcntl.LOCK_SH)
         if (found := kept()) is not None:
             yield found
@@ -203,13 +212,24 @@ def kept() -> Cluster | None:
     if state is None or not state["kept"] or not _lives():
         return None
     cluster = Cluster(state["nodes"])
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not cluster.ready():
-        # Another session's tests have stopped it for a moment, or were killed before they started it again.
-        if time.monotonic() > deadline:
-            cluster.heal()
+        if time.monotonic() > deadline:  # longer than another session's tests stop it for
+            raise ClusterError(
+                "The cluster that is up does not answer: `python -m tests.cluster down`, then `up` again."
+            )
         time.sleep(0.2)
     return cluster
+
+
+def _undo_what_was_left() -> None:
+    """Undo the disturbances of tests that were killed in their middle."""
+    state = _state()
+    if state and state["kept"] and _lives():
+        cluster = Cluster(state["nodes"])
+        for number in range(1, cluster.nodes + 1):
+            cluster.thaw(number)
+        cluster.start_api_server()
 
 
 def down(*, force: bool = False) -> None:

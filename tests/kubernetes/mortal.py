@@ -101,7 +101,7 @@ def _named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def told(*given: Any, **more: Any) -> Any:
         arguments = signature.bind(*given, **more).arguments
-        outcome, job = arguments.get("outcome"), arguments.get("job")
+        outcome, job = arguments.get("outcome"), arguments.get("job") or next(iter(arguments.get("jobs", ())), None)
         phase = outcome.phase if outcome is not None else arguments.get("phase")
         attempt = getattr(getattr(job, "attempt", None), "number", None)
         _written.get([]).append(" ".join(filter(None, (name, phase, attempt and f"a{attempt}"))))

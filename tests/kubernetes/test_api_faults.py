@@ -1,4 +1,4 @@
-"""What goes wrong between the operator and the API server changes no job's end, nor makes a second Job of an attempt."""
+"""What goes wrong between the operator and the API server changes no job's end, and makes no attempt twice."""
 
 import threading
 import time

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from tests.e2e.plane import wait_until
 from tests.kubernetes.observer import Observer
 from tests.kubernetes.plane import Plane, rehearsal
@@ -51,6 +53,21 @@ def is_lost(plane: Plane, job: str, node: str) -> None:
         raise
 
 
+def check_went_on(plane: Plane, job: str, expected: Curve) -> None:
+    """Checks that its second attempt went on from a checkpoint of the first, and made the same steps."""
+    first, second = plane.client.jobs.attempts(job)
+    assert (first.reason, first.fault) == ("NodeLost", "infra"), plane.story(job)
+    assert second.resumed_from is not None
+    assert second.resumed_from >= 4
+    found = curve(plane, job)
+    assert set(found) <= set(expected)
+    assert found[-1] == expected[-1]
+    # What it had not reported yet when it was given up is not taken any more, though its checkpoint is.
+    missing = {step for step, _ in set(expected) - set(found)}
+    assert first.progress is not None
+    assert missing <= set(range(first.progress.step + 1, second.resumed_from + 1))
+
+
 def test_a_node_that_stops_answering(plane: Plane) -> None:
     client, cluster = plane.client, plane.cluster
     observer = Observer(plane.namespace.store).start()
@@ -80,15 +97,41 @@ def test_a_node_that_stops_answering(plane: Plane) -> None:
     undisturbed = client.jobs.create(rehearsal(STEPS, stage={"seconds_per_step": 0})).id
     for job in (dead, lost, patient, undisturbed):
         plane.comes_to(job, "succeeded")
-    for job, attempts in ((dead, 2), (lost, 2), (patient, 1)):
-        first, *rest = client.jobs.attempts(job)
-        assert len(rest) == attempts - 1, plane.story(job)
-        assert curve(plane, job) == curve(plane, undisturbed)
-        for second in rest:
-            assert (first.reason, first.fault) == ("NodeLost", "infra")
-            assert second.resumed_from is not None
-            assert second.resumed_from >= 4
+    expected = curve(plane, undisturbed)
+    assert len(client.jobs.attempts(patient)) == 1, plane.story(patient)
+    assert curve(plane, patient) == expected
+    for job in (dead, lost):
+        check_went_on(plane, job, expected)
     plane.is_empty()
     observer.stop()
     assert observer.twice == []
     assert {(dead, 1), (dead, 2), (lost, 1), (lost, 2), (patient, 1)} <= observer.seen
+
+
+@pytest.mark.soak
+def test_a_node_that_is_removed_while_it_does_not_answer(plane: Plane) -> None:
+    client, cluster = plane.client, plane.cluster
+    job = client.jobs.create(on_a_node(LONG)).id
+    plane.reaches_step(job, 5)
+    node = node_of(plane, job)
+    cluster.freeze(int(node.removeprefix("node")))
+    try:
+        # Nobody waits for the toleration then: the cluster's own collector takes away what ran there.
+        cluster.kubectl("delete", "node", node)
+        wait_until(lambda: client.jobs.get(job).attempt == 2, seconds=180, what="the second attempt")
+        plane.comes_to(job, "running")
+        assert node_of(plane, job) != node
+    finally:
+        cluster.heal()
+    wait_until(lambda: ready(plane, node), seconds=180, what=f"the return of {node}")
+    undisturbed = client.jobs.create(rehearsal(STEPS, stage={"seconds_per_step": 0})).id
+    for each in (job, undisturbed):
+        plane.comes_to(each, "succeeded")
+    check_went_on(plane, job, curve(plane, undisturbed))
+    plane.is_empty()
+
+
+def ready(plane: Plane, node: str) -> bool:
+    """Whether the node is there, and Ready."""
+    found = plane.cluster.http.get(f"/api/v1/nodes/{node}").json()
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in found.get("status", {}).get("conditions", ()))

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from tests.e2e.plane import wait_until
 from tests.kubernetes.api_request import ApiRequest, asking
 from tests.kubernetes.conftest import AnyCluster
-from tests.kubernetes.ends import end_of
+from tests.kubernetes.ends import End, end_of
 from tests.kubernetes.faulty import FaultyApiServer
 from tests.kubernetes.ground import Ground, changing, named
 from tests.kubernetes.ground import ground as stand
@@ -20,7 +21,7 @@ from tests.kubernetes.plane import Plane, Process, rehearsal
 from tests.kubernetes.sidelong import Cases
 
 # Three checkpoints, of which two are kept.
-LIFE = {"steps": 14}
+STEPS = 14
 WRITES = (
     "issue",  # the key that tokens are signed with
     "begin_attempts",
@@ -83,9 +84,14 @@ def succeeds(plane: Plane, job: str) -> None:
 
 
 def killed_at_each_step(
-    ground: Ground, dies: str, spec: dict[str, Any], act: Callable[[Plane, str], None], name: str
+    ground: Ground,
+    name: str,
+    dies: str,
+    spec: dict[str, Any],
+    act: Callable[[Plane, str], None],
+    alike: Callable[[End], Any] = lambda end: end,
 ) -> set[str]:
-    """Compares a job whose operators die at each step with one whose operator lives. Gives the steps of both."""
+    """Compares a job whose operators die at each step with one whose operator lives. Gives the steps of its life."""
     with ground.plane(name, LEASE="1") as plane:
         died, undisturbed = plane.folder / "died", plane.folder / "undisturbed"
         job = lived(plane, died, spec, dies, act)
@@ -96,11 +102,10 @@ def killed_at_each_step(
         act(plane, other)
         last = plane.client.jobs.get(other).attempt
         wait_until(lambda: f"after mark_cleaned a{last}" in lines(undisturbed), what=f"the last step of {other}")
-        assert end_of(plane, job) == end_of(plane, other), plane.story(job)
-        ground.is_clear_of(job)
-        attempts = {f"{job}-a{number}": 1 for number in range(1, last + 1)}
-        assert ground.births.of(job) == attempts, "each attempt has one Job, ever"
-        # Each kind of step that a life has is one that somebody died at: by construction, and looked at once more.
+        assert alike(end_of(plane, job)) == alike(end_of(plane, other)), plane.story(job)
+        ground.is_clear_of(job, other)
+        assert ground.births.of(job) == {f"{job}-a{number}": 1 for number in range(1, last + 1)}, "one Job an attempt"
+        # By construction somebody died at each kind of step there is, whoever adds one: it is looked at once more.
         missing = {line for line in set(lines(undisturbed)) - set(lines(died)) if not line.endswith(SOMETIMES)}
         assert not missing, f"nobody died at {missing}"
         return {line.partition(" ")[2] for line in lines(undisturbed)}
@@ -108,7 +113,7 @@ def killed_at_each_step(
 
 @case
 def each_step_once(ground: Ground) -> None:
-    steps = killed_at_each_step(ground, "after", rehearsal(**LIFE), succeeds, "each-step")
+    steps = killed_at_each_step(ground, "each-step", "after", rehearsal(STEPS), succeeds)
     assert set(WRITES) <= steps
 
 
@@ -157,7 +162,7 @@ def two_operators(ground: Ground) -> None:
         held = Held()
         first.call_before(held, asking("create", "jobs"))
         first.call_before(held, asking("create", "jobs"), nth=2)
-        cancelled, going = jobs.create(rehearsal(14)).id, jobs.create(rehearsal(14)).id
+        cancelled, going = jobs.create(rehearsal(STEPS)).id, jobs.create(rehearsal(STEPS)).id
         wait_until(lambda: len(held.names) == 2, what="two creates")
         leader.freeze()
         frozen_at = time.monotonic()
@@ -203,7 +208,7 @@ def frozen(ground: Ground, name: str, at: str, act: Callable[[Plane, str], None]
         mortal(plane.operator, steps, freezes=at)
         plane.start()
         follows(proxy)
-        job = plane.client.jobs.create(rehearsal(14)).id
+        job = plane.client.jobs.create(rehearsal(STEPS)).id
         wait_until(lambda: at in lines(steps), what=f"an operator that stops {at}")
         done = len(proxy.requests(changing))
         other = plane.another_operator(KUBECONFIG=str(ground.account)).start()
@@ -253,3 +258,50 @@ def test_of_two_operators_one_acts_and_one_that_was_frozen_changes_nothing(groun
 @pytest.mark.parametrize("name", [name for name in case.names if name.startswith("frozen")])
 def test_whatever_it_was_about_to_do_an_operator_that_wakes_does_nothing(ground: Ground, name: str) -> None:
     case.result(name)
+
+
+def is_paused_and_goes_on(plane: Plane, job: str) -> None:
+    plane.reaches_step(job, 5)
+    plane.client.jobs.pause(job)
+    plane.comes_to(job, "paused", seconds=300)
+    plane.client.jobs.resume(job)
+    succeeds(plane, job)
+
+
+def is_cancelled_while_it_runs(plane: Plane, job: str) -> None:
+    plane.reaches_step(job, 5)
+    is_cancelled(plane, job)
+
+
+def but_for_where_it_was_stopped(end: End) -> End:
+    """Nobody says after which step a wish is heard."""
+    attempts = tuple((number, reason, code, None) for number, reason, code, _ in end.attempts)
+    return replace(end, attempts=attempts)
+
+
+def but_for_how_far_it_came(end: End) -> End:
+    return replace(but_for_where_it_was_stopped(end), losses=(), checkpoints=())
+
+
+@pytest.mark.soak
+def test_operators_killed_before_and_after_each_step_of_two_pods_that_fail_first(ground: Ground) -> None:
+    stage = {"fault": {"step": 6, "kind": "error", "attempt": 1}}
+    spec = rehearsal(STEPS, stage=stage, resources={"nodes": 2})
+    steps = killed_at_each_step(ground, "fails-first", "both", spec, succeeds)
+    assert {"settle queued a1", "create jobs a2", "settle succeeded a2", "mark_cleaned a2"} <= steps
+
+
+@pytest.mark.soak
+def test_operators_killed_before_and_after_each_step_of_two_pods_that_are_paused(ground: Ground) -> None:
+    spec = rehearsal(60, resources={"nodes": 2})
+    alike = but_for_where_it_was_stopped
+    steps = killed_at_each_step(ground, "paused", "both", spec, is_paused_and_goes_on, alike)
+    assert {"stop_attempt a1", "settle paused a1", "move queued a1", "settle succeeded a2"} <= steps
+
+
+@pytest.mark.soak
+def test_operators_killed_before_and_after_each_step_of_two_pods_that_are_cancelled(ground: Ground) -> None:
+    spec = rehearsal(10_000, resources={"nodes": 2})
+    alike = but_for_how_far_it_came
+    steps = killed_at_each_step(ground, "cancelled", "both", spec, is_cancelled_while_it_runs, alike)
+    assert {"stop_attempt a1", "settle cancelled a1", "mark_cleaned a1"} <= steps
