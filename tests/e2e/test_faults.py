@@ -122,40 +122,6 @@ def test_a_control_plane_killed_at_random_through_a_long_batch(
     killed_at_random(mortal, unbroken[20], jobs=20, kills=12, seed=seed)
 
 
-def test_a_killed_rank_is_followed_by_an_attempt_that_goes_on_from_the_checkpoint(
-    mortal: ControlPlane, unbroken: dict[int, list[tuple[int, float]]]
-) -> None:
-    job = mortal.client.jobs.create(rehearsal(40, ranks=2)).id
-    reaches_step(mortal, job, 9)
-    launcher = int((mortal.data / "attempts" / f"{job}-a1" / "lock").read_text())
-    ranks = [pid for pid in mortal.attempt_pids(job) if pid != launcher]
-    assert len(ranks) == 2
-    os.kill(max(ranks), signal.SIGKILL)
-    ended = comes_to(mortal, job, "succeeded")
-    assert ended.attempt == 2
-    first, second = mortal.client.jobs.attempts(job)
-    assert (first.reason, first.fault, first.exit_code) == ("Killed", "infra", 137)
-    assert second.resumed_from is not None
-    assert second.resumed_from >= 8
-    assert curve(mortal, job) == unbroken[40]
-
-
-def test_attempts_that_save_nothing_new_run_out(mortal: ControlPlane) -> None:
-    spec = rehearsal(fault={"step": 6, "kind": "killed"}, retry={"max_attempts": 2})
-    job = mortal.client.jobs.create(spec).id
-    ended = comes_to(mortal, job, "failed")
-    # The first saved step 4; the two after it went on from there and saved nothing.
-    assert (ended.reason, ended.fault, ended.attempt) == ("Killed", "infra", 3)
-    assert [a.resumed_from for a in mortal.client.jobs.attempts(job)] == [None, 4, 4]
-
-
-def test_a_worker_that_reports_but_makes_no_step_is_stalled(mortal: ControlPlane) -> None:
-    spec = rehearsal(fault={"step": 3, "kind": "stall"}, limits={"stall": "3s"}, retry={"max_attempts": 1})
-    ended = comes_to(mortal, mortal.client.jobs.create(spec).id, "failed")
-    assert (ended.reason, ended.fault) == ("Stalled", "infra")
-    assert "limits.stall" in ended.message
-
-
 def test_every_report_arrives_after_a_control_plane_that_was_stopped_for_a_while(
     mortal: ControlPlane, unbroken: dict[int, list[tuple[int, float]]]
 ) -> None:

@@ -1,11 +1,13 @@
 """What a job came to, to be compared with an undisturbed one's; and which Jobs were ever made for it."""
 
+import contextlib
 import json
 import threading
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 
@@ -40,13 +42,17 @@ def end_of(plane: Plane, job: str) -> End:
 
 @dataclass
 class Births:
-    """Every Job that came to be in a namespace, however short its life, by its name."""
+    """Every Job that came to be in a namespace, however short its life."""
 
-    uids: Counter[str] = field(default_factory=Counter)
+    uids: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def of(self, job: str) -> dict[str, int]:
         """How many Jobs were ever made under each name of an attempt of the job."""
-        return {name: count for name, count in sorted(self.uids.items()) if name.startswith(f"{job}-a")}
+        return {name: len(uids) for name, uids in sorted(self.uids.items()) if name.startswith(f"{job}-a")}
+
+    def see(self, item: dict[str, Any]) -> None:
+        """Takes in a Job, as often as it comes."""
+        self.uids[item["metadata"]["name"]].add(item["metadata"]["uid"])
 
 
 @contextmanager
@@ -54,24 +60,35 @@ def births(cluster: AnyCluster, namespace: str) -> Iterator[Births]:
     """Watches the API server itself, through no proxy of ours, for the length of a `with`."""
     path = f"/apis/batch/v1/namespaces/{namespace}/jobs"
     found, over = Births(), threading.Event()
-    version = cluster.http.get(path).json()["metadata"]["resourceVersion"]
 
-    def watch() -> None:
-        nonlocal version
+    def listed() -> str:
+        answer = cluster.http.get(path).raise_for_status().json()
+        for item in answer["items"]:
+            found.see(item)
+        return str(answer["metadata"]["resourceVersion"])
+
+    def watch(version: str) -> str:
+        asked = {"watch": "1", "resourceVersion": version, "allowWatchBookmarks": "true", "timeoutSeconds": "300"}
+        # Nothing for a second: it is asked again from there, so that the end is seen soon.
+        with cluster.http.stream("GET", path, params=asked, timeout=httpx.Timeout(5, read=1)) as answer:
+            with contextlib.suppress(httpx.ReadTimeout):
+                for line in answer.raise_for_status().iter_lines():
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        return listed()
+                    if event["type"] != "BOOKMARK":
+                        found.see(event["object"])
+                    version = event["object"]["metadata"]["resourceVersion"]
+        return version
+
+    def follow(version: str) -> None:
         while not over.is_set():
-            asked = {"watch": "1", "resourceVersion": version, "allowWatchBookmarks": "true", "timeoutSeconds": "300"}
             try:
-                with cluster.http.stream("GET", path, params=asked, timeout=httpx.Timeout(5, read=1)) as answer:
-                    for line in answer.iter_lines():
-                        event = json.loads(line)
-                        if event["type"] == "ADDED":
-                            found.uids[event["object"]["metadata"]["name"]] += 1
-                        version = event["object"]["metadata"]["resourceVersion"]
-            except httpx.TransportError:
-                # Nothing came for a second, or the API server is away: from the same place again.
-                over.wait(0.1)
+                version = watch(version)
+            except httpx.HTTPError:
+                over.wait(0.1)  # it is away: from the same place again
 
-    thread = threading.Thread(target=watch, name="births", daemon=True)
+    thread = threading.Thread(target=follow, args=(listed(),), name="births", daemon=True)
     thread.start()
     try:
         yield found

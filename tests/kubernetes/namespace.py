@@ -95,7 +95,11 @@ def create(cluster: Cluster | GivenCluster, store: Path) -> Namespace:
     for claim, folder in folders.items():
         objects += _volume(name, claim, folder.resolve(), "ReadOnlyMany")
     cluster.kubectl("create", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
-    _wait_for_service_account(cluster, name)
+    try:
+        _wait_for_service_account(cluster, name)
+    except BaseException:
+        remove(cluster, name)
+        raise
     additions = {
         "image": cluster.image,
         "imagePullPolicy": "IfNotPresent",
