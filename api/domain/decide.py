@@ -261,8 +261,10 @@ def _finishing(
         if unrecorded and seen.orphaned:
             reason = Reason(seen.reason) if seen.reason is not None else Reason.KILLED
             return [Stop(rules.short_grace, reason, seen.message or "its launcher was killed")]
-        # Of one that is failing, the cause shows once it is over: it was not asked to end by anybody.
-        return [Stop(rules.short_grace, record=unrecorded and not seen.failing), *_tell(job, seen)]
+        # Where nobody wished it, nobody asked it to end: the cause shows once it is over. Not even `failing` may be seen
+        # for a moment: a pod that failed can be gone before its Job says so.
+        wished = job.desired is not Desired.RUN and not seen.failing
+        return [Stop(rules.short_grace, record=unrecorded and wished), *_tell(job, seen)]
     if collected is None:
         return [Collect()]
     return [Settle(settle(job, attempt, seen, now, backoff=rules.backoff, spoilt=collected.spoilt), collected.notes)]

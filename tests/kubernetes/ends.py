@@ -70,15 +70,18 @@ def births(cluster: AnyCluster, namespace: str) -> Iterator[Births]:
     def watch(version: str) -> str:
         asked = {"watch": "1", "resourceVersion": version, "allowWatchBookmarks": "true", "timeoutSeconds": "300"}
         # Nothing for a second: it is asked again from there, so that the end is seen soon.
-        with cluster.http.stream("GET", path, params=asked, timeout=httpx.Timeout(5, read=1)) as answer:
-            with contextlib.suppress(httpx.ReadTimeout):
-                for line in answer.raise_for_status().iter_lines():
-                    event = json.loads(line)
-                    if event["type"] == "ERROR":
-                        return listed()
-                    if event["type"] != "BOOKMARK":
-                        found.see(event["object"])
-                    version = event["object"]["metadata"]["resourceVersion"]
+        limit = httpx.Timeout(5, read=1)
+        with (
+            contextlib.suppress(httpx.ReadTimeout),
+            cluster.http.stream("GET", path, params=asked, timeout=limit) as answer,
+        ):
+            for line in answer.raise_for_status().iter_lines():
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    return listed()
+                if event["type"] != "BOOKMARK":
+                    found.see(event["object"])
+                version = event["object"]["metadata"]["resourceVersion"]
         return version
 
     def follow(version: str) -> None:

@@ -18,11 +18,11 @@ from tests.kubernetes.plane import Plane, rehearsal
 from tests.kubernetes.processes import ranks
 from tests.kubernetes.sidelong import Cases
 
-STEPS = 60
+STEPS = 40
 FOREVER = 10_000
 GRACE = 300
 # Of limits.start: long enough for a pod to start in, short enough to be waited for.
-START = 15
+START = 12
 API = "kueue.x-k8s.io/v1beta1"
 Curve = list[tuple[int, float]]
 case = Cases()

@@ -242,6 +242,13 @@ def frozen_after_it_created(ground: Ground) -> None:
 
 
 @case
+def frozen_before_it_deletes(ground: Ground) -> None:
+    # Its connection is open, and what it would send is sent at once: nothing but the fence is in the way.
+    changed, job = frozen(ground, "frozen-at-end", "before delete jobs a1", succeeds)
+    assert (changed, ground.births.of(job)) == ([], {f"{job}-a1": 1})
+
+
+@case
 def frozen_in_a_transaction(ground: Ground) -> None:
     changed, job = frozen(ground, "frozen-within", "before record_uid a1", succeeds)
     assert (changed, ground.births.of(job)) == ([], {f"{job}-a1": 1})

@@ -182,8 +182,23 @@ def test_a_final_job_is_pruned_before_it_is_tidied_after_which_nobody_looks_at_i
 
 
 def test_what_lives_in_finishing_is_stopped_and_what_is_dead_is_collected_first() -> None:
-    assert actions(job(Phase.FINISHING)) == [Stop(10.0)]
+    assert actions(job(Phase.FINISHING, desired=Desired.PAUSE)) == [Stop(10.0)]
     assert actions(job(Phase.FINISHING), exited(0)) == [Collect()]
+
+
+def test_what_nobody_wished_to_end_is_not_recorded_as_asked_to() -> None:
+    # One of two pods failed and is gone, the other one still ends, and the cluster does not say yet that it failed.
+    assert actions(job(Phase.FINISHING)) == [Stop(10.0, record=False)]
+    assert actions(job(Phase.FINISHING, desired=Desired.PAUSE), replace(ALIVE, failing=True)) == [
+        Stop(10.0, record=False)
+    ]
+
+
+def test_an_attempt_that_waits_in_its_queue_once_more_is_over() -> None:
+    waits = Observation(exists=True, alive=True, suspended=True, held="preempted by another")
+    assert actions(job(), waits) == [Move(Phase.FINISHING)]
+    accepted = job(Phase.FINISHING, attempt=attempt(accepted_at=T0))
+    assert actions(accepted, waits) == [Stop(10.0, Reason.PREEMPTED, "preempted by another")]
 
 
 @pytest.mark.parametrize("desired", Desired)

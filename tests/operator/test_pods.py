@@ -162,6 +162,43 @@ def test_a_suspended_job_waits_and_one_that_lost_its_place_is_over() -> None:
     assert (saving.orphaned, saving.suspended) == (False, False)
 
 
+def test_a_job_that_its_queue_takes_its_place_from_saves_first_and_is_told_as_preempted() -> None:
+    saving = observe(UID, a_job(suspend=True), [a_pod()], queue="for a higher priority")
+    assert (saving.orphaned, saving.failing, saving.holds) == (False, False, Reason.PREEMPTED)
+    assert "for a higher priority" in saving.held
+    failed = a_job(1, ("Failed", "container exited with code 143"), suspend=True)
+    for pods in ([ended(0, 143, said(143))], [ended(0, 137)]):
+        over = observe(UID, failed, pods, queue="for a higher priority")
+        assert (over.alive, over.reason) == (False, Reason.PREEMPTED)
+        assert "for a higher priority" in over.message
+    # What it was by itself it still is.
+    for code in (0, 1, 4):
+        assert observe(UID, failed, [ended(0, code, said(code))], queue="for a higher priority").reason is None
+
+
+def test_the_time_to_start_begins_when_the_queue_has_admitted_a_job() -> None:
+    job = a_job(suspend=False)
+    job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "team-a"
+    # Let in a moment ago, which its status does not tell yet; nor is there a word of why it waits before its queue has one.
+    assert observe(UID, job, []).suspended
+    assert observe(UID, {**job, "spec": {**job["spec"], "suspend": True}}, [], queue=None).holds is None
+    pod = a_pod(0, "Pending")
+    pod["metadata"]["creationTimestamp"] = FINISHED.format(7)
+    first = observe(UID, job, [pod])
+    assert (first.suspended, first.admitted_at and first.admitted_at.second) == (False, 7)
+    job["status"]["startTime"] = FINISHED.format(9)
+    then = observe(UID, job, [])
+    assert (then.suspended, then.admitted_at and then.admitted_at.second) == (False, 9)
+
+
+def test_a_pod_that_was_given_up_with_its_node_takes_the_attempts_place() -> None:
+    lost = observe(UID, a_job(), [a_pod(0, **disrupted("DeletionByTaintManager"))])
+    assert (lost.alive, lost.orphaned, lost.reason) == (True, True, Reason.NODE_LOST)
+    assert "node2" in lost.message
+    evicted = observe(UID, a_job(), [a_pod(0, **disrupted("EvictionByEvictionAPI"))])
+    assert (evicted.orphaned, evicted.reason) == (False, None)
+
+
 def test_an_image_is_known_by_its_digest_alone() -> None:
     def running(image: str) -> dict[str, Any]:
         return a_pod(0, containerStatuses=[{"name": "worker", "imageID": image, "state": {"running": {}}}])
