@@ -51,7 +51,7 @@ def launch(order: Order, order_file: Path, lock_fd: int | None) -> int:
             outcome = launcher.run()
             if outcome is None:
                 # This attempt was over before it began: nothing of it may be touched, its own folder least of all.
-                return Exit.FAILED
+                return Exit.STOPPED
             undelivered = launcher.deliver(outcome.finish)
     except BadSpec as failure:
         outcome = _failed(Exit.BAD_SPEC, failure.reason, failure.message)
@@ -112,7 +112,7 @@ class Launcher:
         outcome = self._judged()
         if self._nodes is not None:
             said = outcome.termination(step=self._outbox.step) if outcome is not None else None
-            self._nodes.tell(outcome.exit if outcome is not None else Exit.FAILED, said)
+            self._nodes.tell(outcome.exit if outcome is not None else Exit.STOPPED, said)
         return outcome
 
     def _judged(self) -> Outcome | None:

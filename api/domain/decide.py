@@ -3,7 +3,7 @@
 Every action may be done twice, and is done again after a restart: nothing is remembered but what is stored.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from api.domain.job import FINAL, Attempt, Desired, Fault, Job, Phase, Reason
@@ -208,9 +208,19 @@ def _starting(job: Job, attempt: Attempt, seen: Observation, now: datetime, up_s
         return [Move(Phase.RUNNING)]
     if seen.failing or job.desired is not Desired.RUN:
         return [Move(Phase.FINISHING)]
+    if late and seen.running:
+        message = f"it runs, and did not report within limits.start ({job.spec.limits.start:g} s): {_UNHEARD}"
+        return [Stop(0.0, Reason.STALLED, message), Move(Phase.FINISHING)]
     if late:
         return _too_late(job, Reason(seen.holds) if seen.holds else None, seen.held)
+    if seen.running and (now - since).total_seconds() > _QUIET_START:
+        seen = replace(seen, held=f"it runs, and has not reported yet: {_UNHEARD}")
     return _tell(job, seen)
+
+
+# Seconds after which a program that runs should have reported; imports take some of them on a busy node.
+_QUIET_START = 60.0
+_UNHEARD = "do its pods reach WORKER_URL, and each other?"
 
 
 def _too_late(job: Job, held_by: Reason | None, words: str) -> list[Action]:
@@ -261,8 +271,8 @@ def _finishing(
         if unrecorded and seen.orphaned:
             reason = Reason(seen.reason) if seen.reason is not None else Reason.KILLED
             return [Stop(rules.short_grace, reason, seen.message or "its launcher was killed")]
-        # Where nobody wished it, nobody asked it to end: the cause shows once it is over. Not even `failing` may be seen
-        # for a moment: a pod that failed can be gone before its Job says so.
+        # Where nobody wished it, nobody asked it to end: the cause shows once it is over. `failing` does not tell all:
+        # a pod that failed can be gone before its Job says so.
         wished = job.desired is not Desired.RUN and not seen.failing
         return [Stop(rules.short_grace, record=unrecorded and wished), *_tell(job, seen)]
     if collected is None:

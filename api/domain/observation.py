@@ -24,6 +24,8 @@ class Observation:
     """A part of it failed, and the rest should end too; what was the cause shows when all of it is over."""
     suspended: bool = False
     """It waits for a queue to admit it, and has not begun."""
+    running: bool = False
+    """Programs of it run already: it does not wait for a place."""
     admitted_at: datetime | None = None
     """When a queue admitted it, where one did."""
     holds: str | None = None

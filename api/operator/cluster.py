@@ -11,9 +11,9 @@ from api.domain.observation import Observation
 from worker.contract.order import Input, Order
 from worker.contract.spec import JobSpec
 
-fence: ContextVar[Callable[[], None]] = ContextVar("fence")
-"""Asked at the last moment before something is changed on a cluster whether this operator may still act; it raises
-otherwise. Who was frozen in the midst of a call finds out here."""
+fence: ContextVar[Callable[[], float]] = ContextVar("fence")
+"""Asked at the last moment before something is changed on a cluster for how many seconds this operator may still act;
+it raises if it may not. Who was frozen in the midst of a call finds out here."""
 
 
 class ClusterError(Exception):

@@ -35,9 +35,9 @@ async def collect(
     attempt = job.attempt
     if attempt is None:
         raise ValueError(f"{job.id} has no attempt")
-    logs = await cluster.logs(attempt.object_name)
     notes = []
     try:
+        logs = await cluster.logs(attempt.object_name)
         await asyncio.to_thread(_keep_logs, Store(store), job.id, attempt.number, logs)
     except OSError as error:
         # A full disk, perhaps: the outcome is worth more than the log.

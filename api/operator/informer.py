@@ -90,15 +90,24 @@ class Informer:
             wait = min(_LONGEST_RETRY, wait * 2)
 
     def put(self, item: Json) -> None:
-        """Takes in an object as a call has just given it, unless what is here is newer."""
+        """Takes in an object as a call has just given it, unless what is here is newer: it may be gone by now."""
         before = self._objects.get(item["metadata"]["uid"])
-        if before is None or _number(before) < _number(item):
+        if _number(item) > (self._version if before is None else _number(before)):
             self._set(item)
+
+    def forget(self, key: str) -> None:
+        """Drops what there is of a key: a call has just told that there is nothing."""
+        for item in self.of(key):
+            self._drop(item)
 
     async def list(self) -> None:
         """Lists now: what was there when this was called is known afterwards. Raises ClusterError."""
         answer = await self._api.list(self._kind, self._query)
         version = int(answer["metadata"]["resourceVersion"])
+        if version < self._version:
+            # The watch has told of later things while the answer was on its way.
+            self.whole.set()
+            return
         found = {item["metadata"]["uid"]: item for item in answer.get("items") or ()}
         for uid, item in list(self._objects.items()):
             # What was created while the answer was on its way is not in it, and is there all the same.

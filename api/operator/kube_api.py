@@ -18,6 +18,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config.config_exception import ConfigException
 
 from api.operator.cluster import ClusterError, fence
+from worker.contract.protocol import storable
 
 Json = dict[str, Any]
 # A call that nobody answers for so long is given up, in seconds; the operator's lease may end it sooner.
@@ -30,7 +31,8 @@ log = logging.getLogger(__name__)
 
 
 class ApiError(ClusterError):
-    """An answer that is no success; `status` is HTTP's, `reason` and `message` are the API server's own words."""
+    """An answer that is no success; `status` is HTTP's, `reason` and `message` are the API server's own words. Without
+    a reason it was somebody else who answered: a proxy, with a page."""
 
     def __init__(self, status: int, reason: str, message: str, causes: tuple[str, ...] = ()) -> None:
         super().__init__(f"{status} {reason}: {message}")
@@ -144,7 +146,8 @@ class KubeApi:
                 body=body, auth_settings=["BearerToken"],
             )  # fmt: skip
             if method != "GET":
-                fence.get(lambda: None)()
+                # Who answers later than the lease runs would be too late.
+                timeout = aiohttp.ClientTimeout(total=min(TIMEOUT, fence.get(lambda: TIMEOUT)()), sock_connect=_CONNECT)
             answer = (await self._client.call_api(*prepared, _request_timeout=timeout)).response
         except (aiohttp.ClientError, TimeoutError, OSError, ConfigException) as error:
             raise ClusterError(f"{method} {kind.plural} {name}: {type(error).__name__}: {error}") from error
@@ -164,9 +167,10 @@ def _refusal(status: int, content: bytes) -> ApiError:
     try:
         said = json.loads(content)
         causes = tuple(str(cause.get("reason")) for cause in (said.get("details") or {}).get("causes") or ())
-        return ApiError(status, str(said.get("reason", "")), str(said.get("message", "")), causes)
+        words = storable(str(said.get("message", "")))
+        return ApiError(status, str(said.get("reason", "")) if said.get("kind") == "Status" else "", words, causes)
     except (ValueError, AttributeError):
-        return ApiError(status, "", content[:300].decode(errors="replace"))
+        return ApiError(status, "", storable(content[:300].decode(errors="replace")))
 
 
 async def _lines(answer: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
@@ -178,7 +182,7 @@ async def _lines(answer: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
             if line.strip():
                 yield line
         if len(rest) > _LONGEST_LINE:
-            raise ClusterError("a watch sent a line without an end")
+            raise Gone("a watch sent a line without an end")
 
 
 class NoCluster(Exception):
@@ -200,4 +204,6 @@ async def connect(kubeconfig: Path | None) -> ApiClient:
         raise NoCluster(f"no Kubernetes can be reached: {error}; set KUBECONFIG, or run in a pod") from None
     # Who calls decides what is tried again, and when.
     settings.retries = None
+    # No call waits for another's connection: between the fence and the wire there is nothing.
+    settings.connection_pool_maxsize = 1000
     return ApiClient(settings)

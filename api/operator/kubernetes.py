@@ -7,6 +7,7 @@ adopted, changed or removed that does not bear this installation's labels.
 import asyncio
 import contextlib
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -41,6 +42,8 @@ from worker.contract.spec import JobSpec
 
 # Kubernetes takes no more of a container's last words (https://kubernetes.io/docs/tasks/debug/debug-application/).
 _LAST_WORDS = 4096
+# A server that has just started may refuse what it allows a moment later: so long a refusal is not final, in seconds.
+_PATIENCE = 10.0
 # A pod that is asked again to end, and not more than this much sooner, is left alone. In seconds.
 _SOONER = 2.0
 # What Kueue takes to look at a new Job.
@@ -68,6 +71,10 @@ class KubernetesCluster:
         """Attempts whose Job may have been created by a call that nobody answered."""
         self._deleted: set[str] = set()
         """Attempts whose Job was deleted from here, so that Kubernetes deletes what it owned."""
+        self._looked: set[str] = set()
+        """Attempts that were over, whose pods were asked for once more."""
+        self._refused: dict[str, float] = {}
+        """When the API server first refused an attempt, by the monotonic clock."""
         self._tasks: dict[Informer, asyncio.Task[None]] = {}
         self._ended: Callable[[str], None] = lambda name: None
 
@@ -120,7 +127,7 @@ class KubernetesCluster:
             wanted = manifest.objects(name, order, token, self._site, image)
         except manifest.CannotRender as error:
             raise CannotStart(Reason.INVALID_SPEC, str(error)) from None
-        with _refusals(self._site.namespace):
+        with self._refusals(name):
             # Schedulers and queues go by the order in which Jobs come: theirs is not held up by what belongs to others.
             with self._first.urgent():
                 job = await self._create_job(name, wanted.job)
@@ -141,9 +148,23 @@ class KubernetesCluster:
             raise ClusterError(f"the cluster has not answered yet: {self._jobs.trouble or self._pods.trouble}")
         if uid is None and name in self._doubtful:
             await self._look_at(name)
-        job, found = self._job(name), self._pods.of(name)
+        seen = self._seen(name, uid)
+        if seen.exists and not seen.alive and name not in self._looked and self._lacks_pods(name, uid):
+            # Two watches tell of Jobs and of pods, each in its own time: that a pod is gone is asked for, once.
+            await self._pods.list()
+            self._looked.add(name)
+            seen = self._seen(name, uid)
+        return seen
+
+    def _lacks_pods(self, name: str, uid: str | None) -> bool:
+        """Whether fewer pods are known than the attempt's Job makes."""
+        job = self._job(name, uid)
+        return len(self._pods.of(name)) < (int(job["spec"].get("completions") or 1) if job is not None else 1)
+
+    def _seen(self, name: str, uid: str | None) -> Observation:
+        job = self._job(name, uid)
         told = {item["involvedObject"]["uid"]: item for item in self._warnings.of(name)}
-        return pods.observe(uid, job, found, told, self._queue_says(job))
+        return pods.observe(uid, job, self._pods.of(name), told, self._queue_says(job))
 
     async def stop(self, name: str, grace: float) -> None:
         """Has the pods end within `grace` seconds. A Job without any that began is deleted instead."""
@@ -182,6 +203,7 @@ class KubernetesCluster:
                 await self._delete(PODS, pod, gracePeriodSeconds=1)
         if job is not None or left:
             return False
+        self._looked.discard(name)
         if name in self._deleted:
             self._deleted.discard(name)
         else:
@@ -196,6 +218,10 @@ class KubernetesCluster:
         return self._jobs.keys() | self._pods.keys()
 
     async def _create_job(self, name: str, wanted: Json) -> Json:
+        known = self._job(name)
+        same = known is not None and labels.fingerprint(known) == labels.fingerprint(wanted)
+        if known is not None and same and "deletionTimestamp" not in known["metadata"]:
+            return known
         try:
             made = await self._api.create(JOBS, wanted)
         except ApiError as error:
@@ -228,6 +254,8 @@ class KubernetesCluster:
                 raise
             owners = there["metadata"].get("ownerReferences") or ()
             if owner not in [reference["uid"] for reference in owners]:
+                if labels.attempt_of(there) == name and labels.ours(there, self._site):
+                    raise ClusterError(f"the {there['kind']} {name} of an earlier Job is just being deleted") from None
                 raise _conflict(there, self._site) from None
 
     async def _delete_owned(self, kind: Resource, name: str) -> None:
@@ -239,18 +267,28 @@ class KubernetesCluster:
         """Asks for an attempt's Job; None: there is none, or none of ours."""
         found = await self._api.get(JOBS, name)
         self._doubtful.discard(name)
-        if found is None or not labels.ours(found, self._site):
+        if found is None:
+            self._jobs.forget(name)
+            return None
+        if not labels.ours(found, self._site):
             return None
         self._jobs.put(found)
         return found
 
     async def _delete(self, kind: Resource, item: Json, **options: Any) -> None:
         meta = item["metadata"]
-        await self._api.delete(kind, meta["name"], {"preconditions": {"uid": meta["uid"]}, **options})
+        try:
+            await self._api.delete(kind, meta["name"], {"preconditions": {"uid": meta["uid"]}, **options})
+        except ApiError as error:
+            if error.status in (401, 403):
+                raise Held(Reason.FORBIDDEN, f"the API server refuses: {error.message}") from error
+            raise
 
-    def _job(self, name: str) -> Json | None:
-        # Of two, one is being deleted: names are unique.
-        return max(self._jobs.of(name), key=lambda job: job["metadata"]["creationTimestamp"], default=None)
+    def _job(self, name: str, uid: str | None = None) -> Json | None:
+        """The attempt's Job: of several the one with this uid, or the youngest; never a copy under another name."""
+        found = [job for job in self._jobs.of(name) if job["metadata"]["name"] == name]
+        mine = [job for job in found if job["metadata"]["uid"] == uid]
+        return max(mine or found, key=lambda job: job["metadata"]["creationTimestamp"], default=None)
 
     def _queue_says(self, job: Json | None) -> str | None:
         """What the queue says of a Job that waits in it, None: nothing yet; also has the queue followed from now on."""
@@ -264,6 +302,34 @@ class KubernetesCluster:
     def _follow(self, informer: Informer) -> None:
         self._tasks[informer] = asyncio.create_task(informer.run())
 
+    @contextlib.contextmanager
+    def _refusals(self, name: str) -> Iterator[None]:
+        """What the API server refuses for good, or for now, while an attempt's objects are created."""
+        namespace = self._site.namespace
+        try:
+            yield
+        except ApiError as error:
+            if error.reason == "":
+                raise  # a page of somebody in between, which says nothing of the cluster
+            if "NamespaceTerminating" in error.causes:
+                said = f"namespace {namespace} is being deleted: {error.message}"
+                raise CannotStart(Reason.NAMESPACE_GONE, said) from error
+            if error.status == 404 and "namespaces" in error.message:
+                said = f"there is no namespace {namespace}: {error.message}"
+                raise CannotStart(Reason.NAMESPACE_GONE, said) from error
+            if error.status == 403 and "exceeded quota" in error.message:
+                raise Held(Reason.QUOTA_WAIT, error.message) from error
+            if error.status in (401, 403):
+                said = f"the API server refuses: {error.message}"
+                since = self._refused.setdefault(name, time.monotonic())
+                if error.status == 401 or time.monotonic() - since < _PATIENCE:
+                    raise Held(Reason.FORBIDDEN, said) from error
+                raise CannotStart(Reason.FORBIDDEN, said) from error
+            if error.status in (400, 413, 422):
+                raise CannotStart(Reason.INVALID_SPEC, f"the API server refuses: {error.message}") from error
+            raise
+        self._refused.pop(name, None)
+
     def _hint(self, key: str) -> None:
         self._ended(key)
 
@@ -274,27 +340,6 @@ def _conflict(there: Json, site: Site) -> CannotStart:
         "for this attempt; it was left alone: delete or rename it, then retry"
     )
     return CannotStart(Reason.NAME_CONFLICT, said)
-
-
-@contextlib.contextmanager
-def _refusals(namespace: str) -> Iterator[None]:
-    """What the API server refuses for good, or for now, while an attempt's objects are created."""
-    try:
-        yield
-    except ApiError as error:
-        if "NamespaceTerminating" in error.causes:
-            raise CannotStart(
-                Reason.NAMESPACE_GONE, f"namespace {namespace} is being deleted: {error.message}"
-            ) from error
-        if error.status == 404:
-            raise CannotStart(Reason.NAMESPACE_GONE, f"there is no namespace {namespace}: {error.message}") from error
-        if error.status == 403 and "exceeded quota" in error.message:
-            raise Held(Reason.QUOTA_WAIT, error.message) from error
-        if error.status in (401, 403):
-            raise CannotStart(Reason.FORBIDDEN, f"the API server refuses: {error.message}") from error
-        if error.status in (400, 413, 422):
-            raise CannotStart(Reason.INVALID_SPEC, f"the API server refuses: {error.message}") from error
-        raise
 
 
 def _began(pod: Json) -> bool:

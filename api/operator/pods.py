@@ -38,8 +38,10 @@ _ATTEMPT = re.compile(r"job-[a-z2-7]{12}-a[1-9][0-9]*")
 
 def warned_of(event: Json) -> str | None:
     """The attempt that an event is about, by the name of its Job or pod; None: some other object."""
-    found = _ATTEMPT.match(str(event["involvedObject"].get("name")))
-    return found[0] if found else None
+    about = event.get("involvedObject") or {}
+    found = _ATTEMPT.match(str(about.get("name")))
+    # Others may write events, too: what does not say of what, or nothing, is none of ours.
+    return found[0] if found and about.get("uid") and event.get("message") else None
 
 
 def observe(
@@ -81,9 +83,10 @@ def observe(
         failing=bool(over) or any(_failed(pod) for pod in pods),
         # Admitted a moment ago, the Job does not say yet when: its time to start has not begun.
         suspended=not live and (suspended or (labels.queued(job) and admitted is None)),
+        running=bool(live) and all(pod["status"].get("phase") == "Running" for pod in live),
         admitted_at=admitted,
         holds=holds,
-        held=held[:_LONGEST],
+        held=storable(held[:_LONGEST]),
         uid=uid,
         image=next((image for pod in pods if (image := _image(pod)) is not None), None),
     )
@@ -109,7 +112,7 @@ def _observation(cause: _Cause, *, exists: bool, alive: bool, uid: str | None, p
         exit_code=None if alive else cause.exit_code,
         termination=None if alive else cause.termination,
         reason=cause.reason,
-        message=cause.message[:_LONGEST],
+        message=storable(cause.message[:_LONGEST]),
         uid=uid,
         ended_at=None if alive else cause.ended_at,
         holds=holds,
@@ -200,9 +203,9 @@ def _holds(job: Json, pods: Sequence[Json], warnings: Mapping[str, Json], queue:
         warned = warnings.get(job["metadata"]["uid"])
         if warned is None:
             return None, ""
-        if "exceeded quota" in warned["message"]:
-            return Reason.QUOTA_WAIT, warned["message"]
-        return (Reason.FORBIDDEN if "forbidden" in warned["message"] else Reason.UNSCHEDULABLE), warned["message"]
+        if "exceeded quota" in _said(warned):
+            return Reason.QUOTA_WAIT, _said(warned)
+        return (Reason.FORBIDDEN if "forbidden" in _said(warned) else Reason.UNSCHEDULABLE), _said(warned)
     lost = _lost([pod for pod in pods if not _terminal(pod)])
     if lost[0] is not None:
         return lost
@@ -213,7 +216,7 @@ def _holds(job: Json, pods: Sequence[Json], warnings: Mapping[str, Json], queue:
     wanted = int(job["spec"].get("completions") or 1)
     warned = warnings.get(job["metadata"]["uid"])
     if len({_index(pod) for pod in pods}) < wanted and warned is not None:
-        return Reason.QUOTA_WAIT if "exceeded quota" in warned["message"] else Reason.UNSCHEDULABLE, warned["message"]
+        return Reason.QUOTA_WAIT if "exceeded quota" in _said(warned) else Reason.UNSCHEDULABLE, _said(warned)
     return None, ""
 
 
@@ -229,13 +232,13 @@ def _held_up(pod: Json, warnings: Mapping[str, Json]) -> tuple[str | None, str] 
     words = str(waiting.get("message") or "")
     if waiting.get("reason") in _IMAGE:
         # A back-off says only that it waits; the event before it says for what.
-        if waiting["reason"] == "ImagePullBackOff" and warned is not None and "pull" in warned["message"].lower():
-            words = warned["message"]
+        if waiting["reason"] == "ImagePullBackOff" and warned is not None and "pull" in _said(warned).lower():
+            words = _said(warned)
         return Reason.IMAGE_PULL, f"{name}: {words or waiting['reason']}"
     if waiting.get("reason") in _CONFIG:
         return Reason.UNSCHEDULABLE, f"{name}: {waiting['reason']}: {words}"
-    if warned is not None and warned["reason"].startswith("Failed"):
-        return Reason.UNSCHEDULABLE, f"{name}: {warned['message']}"
+    if warned is not None and str(warned.get("reason", "")).startswith("Failed"):
+        return Reason.UNSCHEDULABLE, f"{name}: {_said(warned)}"
     return None
 
 
@@ -313,7 +316,12 @@ def _succeeded(pod: Json) -> bool:
 
 
 def _index(pod: Json) -> int:
-    return int((pod["metadata"].get("labels") or {}).get(INDEX, 0))
+    label = str((pod["metadata"].get("labels") or {}).get(INDEX, 0))
+    return int(label) if label.isdecimal() else 0
+
+
+def _said(event: Json) -> str:
+    return str(event.get("message", ""))[:_LONGEST]
 
 
 def _container(pod: Json) -> Json:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -26,6 +26,8 @@ from api.store.operations_leader import Lease, NotLeader
 from api.store.wakeups import Wakeups
 from api.tokens import Tokens
 
+# Seconds for the first look at a cluster with very many objects.
+_LOOK = 120.0
 log = logging.getLogger(__name__)
 
 
@@ -106,15 +108,6 @@ class Operator:
                 await _first(self._pace.poll, stop.wait())
 
     async def _lead(self, lease: Lease, stop: asyncio.Event) -> None:
-        try:
-            # The one that led before may have created what is recorded, and was not heard of here yet.
-            async with asyncio.timeout(self._leader.left):
-                await self._cluster.look_anew()
-        except (ClusterError, TimeoutError) as error:
-            log.warning("the cluster does not answer, and is not led: %s", error)
-            await self._leader.release(lease)
-            await _first(self._pace.poll, stop.wait())
-            return
         self._lost.clear()
         steps = Steps(
             lease,
@@ -129,9 +122,10 @@ class Operator:
         )
         keeping = asyncio.create_task(self._leader.keep(lease))
         keeping.add_done_callback(lambda _: self._lost.set())
-        next_sweep = 0.0
+        next_sweep, led = 0.0, False
         try:
-            while not stop.is_set() and not self._lost.is_set():
+            led = await self._look_anew(stop)
+            while led and not stop.is_set() and not self._lost.is_set():
                 self._turned()
                 try:
                     if time.monotonic() >= next_sweep and "" not in self._working:
@@ -150,6 +144,23 @@ class Operator:
             await asyncio.gather(keeping, *self._working.values(), return_exceptions=True)
             self._working.clear()
             await self._leader.release(lease)
+        if not led:
+            await _first(self._pace.poll, stop.wait())
+
+    async def _look_anew(self, stop: asyncio.Event) -> bool:
+        """Has all be known that the one who led before created and recorded. False: the cluster does not answer, so
+        that another operator, whom it may answer, should lead."""
+        looking = asyncio.ensure_future(self._cluster.look_anew())
+        try:
+            await _first(_LOOK, stop.wait(), self._lost.wait(), asyncio.shield(looking))
+            if looking.done():
+                await looking
+            return looking.done()
+        except Exception as error:  # whatever it answers, it is asked again
+            log.warning("the cluster does not answer, and is not led: %s: %s", type(error).__name__, error)
+            return False
+        finally:
+            looking.cancel()
 
     async def _turn(self, steps: Steps) -> None:
         """Places are given in turn, everything else is done side by side: for all jobs once in a poll, between two
@@ -278,7 +289,7 @@ def _hint(loop: asyncio.AbstractEventLoop, wakeups: Wakeups, name: str) -> None:
         loop.call_soon_threadsafe(wakeups.hint, name.rpartition("-a")[0])
 
 
-async def _first(seconds: float, *waits: Coroutine[Any, Any, object]) -> None:
+async def _first(seconds: float, *waits: Awaitable[object]) -> None:
     """Returns when the first of `waits` is done, or after `seconds`; the others are dropped."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:

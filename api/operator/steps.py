@@ -104,7 +104,7 @@ class Steps:
             try:
                 for action in actions:
                     # What was collected is of one attempt: it holds until the next action, which settles that one.
-                    collected = await self._do(job, action, seen)
+                    collected = await self._do_or_tell(job, action, seen)
             except Patience:
                 return
             except operations.Stale:
@@ -155,6 +155,13 @@ class Steps:
             log.warning("nobody answered for %s: %s", job.attempt.object_name, error)
             return None
         return confirmed_dead(seen) if job.attempt.confirmed_dead else seen
+
+    async def _do_or_tell(self, job: Job, action: Action, seen: Observation | None) -> Collected | None:
+        try:
+            return await self._do(job, action, seen)
+        except Held as error:
+            await self._tell(job, Tell(error.reason, error.message))
+            raise
 
     async def _do(self, job: Job, action: Action, seen: Observation | None) -> Collected | None:
         match action:
@@ -241,14 +248,11 @@ class Steps:
             await self._database.look(partial(operations.first_image, job_id=job.id)) if attempt.number > 1 else None
         )
         try:
-            async with self._call():
+            async with self._call(several=True):
                 uid = await self._cluster.ensure(attempt.object_name, order, token, image)
         except CannotStart as error:
             await self._record_stop(job, error.reason, error.message)
             return
-        except Held as error:
-            await self._tell(job, Tell(error.reason, error.message))
-            raise
         async with self._database.transaction() as session:
             await operations.record_uid(session, self._lease, job, uid)
 
@@ -299,17 +303,19 @@ class Steps:
         async with self._database.transaction() as session:
             await operations_checkpoints.forget(session, self._lease, job.id)
 
-    def _fence(self) -> None:
-        if self._leader.left <= 0:
+    def _fence(self) -> float:
+        """Seconds for which this operator may act. Raises NotLeader."""
+        if (left := self._leader.left) <= 0:
             raise NotLeader(f"{self._lease.holder} does not lead any more")
+        return left
 
     @asynccontextmanager
-    async def _call(self) -> AsyncIterator[None]:
-        """A call to the cluster: not without the lease, and given up before that runs out."""
+    async def _call(self, several: bool = False) -> AsyncIterator[None]:
+        """A call to the cluster: not without the lease, and given up before that runs out. `several`: each of them."""
         self._fence()
         # Asked once more by whoever calls, at the last moment: this process may be frozen at any point before it.
         fence.set(self._fence)
-        async with asyncio.timeout(min(_CALL, self._leader.left)):
+        async with asyncio.timeout(None if several else min(_CALL, self._leader.left)):
             yield
 
 

@@ -172,14 +172,15 @@ def test_a_job_that_its_queue_takes_its_place_from_saves_first_and_is_told_as_pr
         assert (over.alive, over.reason) == (False, Reason.PREEMPTED)
         assert "for a higher priority" in over.message
     # What it was by itself it still is.
-    for code in (0, 1, 4):
-        assert observe(UID, failed, [ended(0, code, said(code))], queue="for a higher priority").reason is None
+    for code, how in ((0, "Complete"), (1, "Failed"), (4, "Failed")):
+        over = observe(UID, a_job(1, (how, ""), suspend=True), [ended(0, code, said(code))], queue="for another")
+        assert (over.exit_code, over.reason) == (code, None)
 
 
 def test_the_time_to_start_begins_when_the_queue_has_admitted_a_job() -> None:
     job = a_job(suspend=False)
     job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "team-a"
-    # Let in a moment ago, which its status does not tell yet; nor is there a word of why it waits before its queue has one.
+    # Let in a moment ago, which its status does not tell yet; and before that, its queue had not said why it waits.
     assert observe(UID, job, []).suspended
     assert observe(UID, {**job, "spec": {**job["spec"], "suspend": True}}, [], queue=None).holds is None
     pod = a_pod(0, "Pending")
@@ -209,6 +210,10 @@ def test_an_image_is_known_by_its_digest_alone() -> None:
 
 
 def test_events_are_kept_of_attempts_alone() -> None:
-    of = {"involvedObject": {"name": "job-abcdefgh2345-a12-0-xyz"}}
-    assert warned_of(of) == "job-abcdefgh2345-a12"
-    assert warned_of({"involvedObject": {"name": "somebody-elses"}}) is None
+    about = {"name": "job-abcdefgh2345-a12-0-xyz", "uid": "x"}
+    assert warned_of({"involvedObject": about, "message": "words"}) == "job-abcdefgh2345-a12"
+    # Others may write events, with names like ours and little else in them.
+    for other in ({"name": "somebody-elses", "uid": "x"}, {"name": about["name"]}, {}):
+        assert warned_of({"involvedObject": other, "message": "words"}) is None
+    assert warned_of({"involvedObject": about}) is None
+    assert warned_of({}) is None
