@@ -84,6 +84,12 @@ async def running(settings: Settings, role: Role = "all") -> AsyncIterator[Runni
             raise CannotStart(f"the store {settings.store_path} cannot be written: {error.strerror}") from None
         await sweep(control.store, control.database)
         control = await _placed(control)
+        if role in ("all", "operator"):
+            place = "processes of one machine" if control.site is None else f"namespace {settings.namespace}"
+            try:
+                await installation.runs_at(control.database, place)
+            except installation.Elsewhere as error:
+                raise CannotStart(str(error)) from None
         url = worker_url = None
         tasks: list[asyncio.Task[None]] = []
         servers: list[_Server] = []

@@ -272,6 +272,8 @@ class InstallationRow(Base):
     __tablename__ = "installation"
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(20))
+    # Where its attempts run; None: no operator has started yet.
+    place: Mapped[str | None] = mapped_column(String(80))
 
 
 class LeaderRow(Base):

@@ -16,6 +16,7 @@ def upgrade() -> None:
         "installation",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("name", sa.String(length=20), nullable=False),
+        sa.Column("place", sa.String(length=80), nullable=True),
         sa.PrimaryKeyConstraint("id"),
     )
     op.bulk_insert(installation, [{"id": 1, "name": f"i{secrets.token_hex(6)}"}])
