@@ -102,7 +102,8 @@ def ending(job: Job, attempt: Attempt, seen: Observation, spoilt: str | None = N
         return Ending(Reason.WORKER_ERROR, spoilt or said or "it exited with 0, and says that it did not succeed")
     if seen.reason is not None:
         known = {reason.value for reason in Reason}
-        return Ending(Reason(seen.reason) if seen.reason in known else Reason.KILLED, said)
+        # The cluster knows why; the worker, only that it was told to.
+        return Ending(Reason(seen.reason) if seen.reason in known else Reason.KILLED, seen.message or said)
     if seen.exit_code == Exit.STOPPED:
         return Ending(Reason.PREEMPTED, said or "it was told to stop, by nobody here")
     if seen.exit_code is None or seen.exit_code < 0 or seen.exit_code == Exit.KILLED:

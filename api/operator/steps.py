@@ -160,7 +160,8 @@ class Steps:
         try:
             return await self._do(job, action, seen)
         except Held as error:
-            await self._tell(job, Tell(error.reason, error.message))
+            if watched(job):
+                await self._tell(job, Tell(error.reason, error.message))
             raise
 
     async def _do(self, job: Job, action: Action, seen: Observation | None) -> Collected | None:

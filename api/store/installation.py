@@ -27,7 +27,7 @@ async def runs_at(database: Database, place: str) -> None:
             left = select(func.count()).select_from(AttemptRow).where(AttemptRow.cleaned.is_(False))
             if count := await session.scalar(left):
                 raise Elsewhere(
-                    f"attempts still run in {row.place} ({count}), and this operator would look in {place}: start it there "
-                    "again, and pause or cancel their jobs first"
+                    f"attempts still run in {row.place} ({count}), and this operator would look in {place}: start it "
+                    "there again, and pause or cancel their jobs first"
                 )
         row.place = place

@@ -84,6 +84,9 @@ Fault = Callable[[FaultyApiServer, Predicate], None]
 FAULTS: dict[str, Fault] = {
     "a_reply_that_is_lost": lambda proxy, what: proxy.lose_reply(what),
     "a_connection_that_is_cut": lambda proxy, what: proxy.drop(what),
+    # An account that has just expired, and a server that has just started and does not know all roles yet.
+    "401": lambda proxy, what: proxy.answer(401, what, reason="Unauthorized"),
+    "403": lambda proxy, what: proxy.answer(403, what),
     "409": lambda proxy, what: proxy.answer(409, what),
     "429": lambda proxy, what: proxy.answer(429, what, retry_after=1),
     "500": lambda proxy, what: proxy.answer(500, what),
@@ -118,7 +121,9 @@ def disturbed(fault: Fault, mark: str, faulty: Faulty) -> End:
     end = faulty.ends_undisturbed(job)
     assert met == [f"{job}-a1"]
     for kind in ("jobs", "secrets", "services", "networkpolicies"):
-        assert proxy.count(creating(kind, met[0])) >= 2, f"{kind} were not tried again"
+        # A Job that the watch has told of is not asked for a second time.
+        known = kind == "jobs" and fault is FAULTS["a_reply_that_is_lost"]
+        assert proxy.count(creating(kind, met[0])) >= (1 if known else 2), f"{kind} were not tried again"
     assert proxy.count(asking("delete", "jobs", met[0])) >= 2 or fault is FAULTS["a_reply_that_is_lost"]
     return end
 

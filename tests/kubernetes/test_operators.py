@@ -203,15 +203,17 @@ def two_operators(ground: Ground) -> None:
 
 def frozen(ground: Ground, name: str, at: str, act: Callable[[Plane, str], None]) -> tuple[list[ApiRequest], str]:
     """An operator is stopped at a step, passed over, and woken. Gives what it changed on the cluster after that."""
-    with ground.proxy() as proxy, ground.plane(name, proxy, LEASE="1") as plane:
+    with ground.proxy() as proxy, ground.plane(name, proxy, LEASE="3") as plane:
         steps = plane.folder / "steps"
         mortal(plane.operator, steps, freezes=at)
         plane.start()
         follows(proxy)
+        # It is there at once: an operator that slept for long has no open connection left to act through.
+        other = plane.another_operator(KUBECONFIG=str(ground.account)).start()
+        wait_until(lambda: "operator runs" in other.log.read_text(), what="a second operator")
         job = plane.client.jobs.create(rehearsal(STEPS)).id
         wait_until(lambda: at in lines(steps), what=f"an operator that stops {at}")
         done = len(proxy.requests(changing))
-        other = plane.another_operator(KUBECONFIG=str(ground.account)).start()
         act(plane, job)
         ground.is_clear_of(job)
         before = history(plane, job)
@@ -243,7 +245,7 @@ def frozen_after_it_created(ground: Ground) -> None:
 
 @case
 def frozen_before_it_deletes(ground: Ground) -> None:
-    # Its connection is open, and what it would send is sent at once: nothing but the fence is in the way.
+    # It has just asked for the Job: what it would send now goes out at once, and nothing but the fence is in the way.
     changed, job = frozen(ground, "frozen-at-end", "before delete jobs a1", succeeds)
     assert (changed, ground.births.of(job)) == ([], {f"{job}-a1": 1})
 
