@@ -176,7 +176,7 @@ def test_a_frozen_attempt_that_is_woken_after_its_replacement_changes_nothing(
     accepted = len(listener.accepted)
     listener.status = lambda report: 409
     os.killpg(frozen.pid, signal.SIGCONT)
-    assert frozen.wait() == 1
+    assert frozen.wait() == 143
     assert sorted((str(p), p.stat().st_mtime_ns) for p in frozen.store.rglob("*")) == before
     assert not (frozen.folder / "exit.json").exists()
     assert len(listener.accepted) == accepted

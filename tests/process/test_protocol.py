@@ -41,7 +41,7 @@ def test_an_attempt_that_is_over_before_it_began_touches_nothing(
     job = attempt(2)
     (job.store / "jobs").mkdir()
     before = tree(job.store)
-    assert job.start().wait() == 1
+    assert job.start().wait() == 143
     assert tree(job.store) == before
     assert not (job.folder / "exit.json").exists()
     assert len(listener.seen) == 1
