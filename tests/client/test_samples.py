@@ -110,7 +110,8 @@ def test_watch_follows_samples_from_the_newest_iteration_to_the_end(tmp_path: Pa
         assert people.stdout is not None
         first = Sample.model_validate_json(lines.stdout.readline())
         assert (first.step >= seen, first.index) == (True, 0)
-        assert "step" in people.stdout.readline()
+        begun = people.stdout.readline()
+        assert "step" in begun
         fragile.kill()
         fragile.start()
         # Not `communicate`, which passes over what came in one piece with the line that was read.
@@ -120,7 +121,8 @@ def test_watch_follows_samples_from_the_newest_iteration_to_the_end(tmp_path: Pa
         whole = client.jobs.samples(job.id)
     assert [first, *after] == [s for s in whole if s.step >= first.step]
     assert {s.step for s in whole} == set(range(1, 61))
-    assert "step 60" in out
+    # On a busy machine the last step was made before anybody watched.
+    assert "step 60" in begun + out
     assert "#0" in out
     assert "#1" not in out
 
