@@ -22,6 +22,8 @@ Result = TypeVar("Result")
 DEFAULT_PROJECT = "default"
 # Threads that read on SQLite: Python runs one at a time, so more would not be quicker.
 _LOOKERS = 2
+# Milliseconds that a transaction may wait for its process, which in it waits for nothing but the database.
+_IDLE = "5000"
 
 
 def utcnow() -> datetime:
@@ -58,7 +60,12 @@ class Database:
             self._lookers = ThreadPoolExecutor(_LOOKERS, "sqlite-look")
         else:
             self._writer = self._reader = create_async_engine(
-                self.url, pool_size=10, max_overflow=10, pool_pre_ping=True
+                self.url,
+                pool_size=10,
+                max_overflow=10,
+                pool_pre_ping=True,
+                # A process that is frozen within a transaction would hold its locks for ever: the leader's row, too.
+                connect_args={"server_settings": {"idle_in_transaction_session_timeout": _IDLE}},
             )
         self._write = async_sessionmaker(self._writer, expire_on_commit=False)
         self._read = async_sessionmaker(self._reader, expire_on_commit=False)

@@ -12,7 +12,7 @@ from tests.e2e.plane import wait_until
 from tests.kubernetes.processes import launcher, ranks
 from tests.kubernetes.sidelong import Cases
 
-STEPS = 24
+STEPS = 60
 Curve = list[tuple[int, float]]
 case = Cases()
 

@@ -1,9 +1,7 @@
 """A job in a queue of the real Kueue: told while it waits, admitted, preempted, and admitted again where it was."""
 
 import json
-import os
 import secrets
-import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,9 +11,9 @@ import pytest
 from client.records import Job
 from tests.e2e.plane import wait_until
 from tests.kubernetes.conftest import AnyCluster
+from tests.kubernetes.held import hold
 from tests.kubernetes.namespace import LABEL, Namespace
 from tests.kubernetes.plane import Plane, rehearsal
-from tests.kubernetes.processes import ranks
 from tests.kubernetes.sidelong import Cases
 
 STEPS = 40
@@ -128,8 +126,10 @@ def it_waits_gives_way_and_goes_on(plane: Plane, urgent: str) -> str:
     queue = queue_of_one(plane)
     # Two pods: the launcher is asked on both nodes.
     job = plane.client.jobs.create(queued(queue, nodes=2, limits={"start": START})).id
-    plane.reaches_step(job, 6)
+    processes = hold(plane, job, nodes=2)
     other = plane.client.jobs.create(queued(queue, FOREVER, urgent=urgent)).id
+    told(plane, job, "Preempted", "reempted to accommodate a workload", "running")
+    processes.go_on()
     told(plane, job, "AwaitingAdmission", "insufficient unused quota", "starting")
     plane.comes_to(other, "running")
     first, second, *more = plane.client.jobs.attempts(job)
@@ -150,10 +150,8 @@ def it_waits_gives_way_and_goes_on(plane: Plane, urgent: str) -> str:
 def it_is_admitted_again_while_it_still_saves(plane: Plane, urgent: str) -> str:
     queue = queue_of_one(plane)
     job = plane.client.jobs.create(queued(queue)).id
-    plane.reaches_step(job, 6)
     # It cannot save for now.
-    rank = ranks(job)[0]
-    os.kill(rank, signal.SIGSTOP)
+    processes = hold(plane, job)
     other = plane.client.jobs.create(queued(queue, FOREVER, urgent=urgent)).id
     told(plane, job, "Preempted", "reempted to accommodate a workload", "running")
     plane.comes_to(other, "running")
@@ -162,7 +160,7 @@ def it_is_admitted_again_while_it_still_saves(plane: Plane, urgent: str) -> str:
     [pod] = plane.pods(job)
     assert pod["metadata"]["deletionGracePeriodSeconds"] == GRACE
     assert plane.client.jobs.get(job).phase == "running"
-    os.kill(rank, signal.SIGCONT)
+    processes.go_on()
     plane.comes_to(job, "queued", "starting")
     assert pods_made(plane, job, 1) == 1
     return job
@@ -219,7 +217,7 @@ def test_in_its_queue(plane: Plane, undisturbed: Curve, name: str) -> None:
     first, second = plane.client.jobs.attempts(job)
     assert (ended.attempt, first.reason, first.fault) == (2, "Preempted", "infra"), plane.story(job)
     # It saved when it was asked to: no step was made twice.
-    assert second.resumed_from == first.progress.step >= 6
+    assert second.resumed_from == first.progress.step >= 4
     assert len(plane.client.jobs.metrics(job, name="train/loss", superseded=True)) == STEPS
     assert curve(plane, job) == undisturbed
 

@@ -11,7 +11,7 @@ from tests.kubernetes.plane import Plane, rehearsal
 from tests.kubernetes.processes import launcher, ranks
 from tests.kubernetes.sidelong import Cases
 
-STEPS = 24
+STEPS = 60
 Curve = list[tuple[int, float]]
 case = Cases()
 

@@ -1,31 +1,23 @@
 """A node that stops answering: what ran there is waited for, given up, or declared dead; nothing ever runs twice."""
 
-import os
-import signal
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cluster.node import kubelet
 from tests.e2e.plane import wait_until
+from tests.kubernetes.held import hold
 from tests.kubernetes.observer import Observer
 from tests.kubernetes.plane import Plane, rehearsal
-from tests.kubernetes.processes import launcher, ranks
 
-STEPS = 24
+STEPS = 40
 # Seconds that a pod stays on a node that does not answer.
 SHORT, LONG = 4, 600
 HOSTNAME = "kubernetes.io/hostname"
 Curve = list[tuple[int, float]]
-
-
-@dataclass
-class Held:
-    """The processes of a job's pod."""
-
-    launcher: int
-    rank: int
 
 
 def on_a_node(tolerance: int, node: str | None = None) -> dict[str, Any]:
@@ -65,14 +57,6 @@ def is_lost(plane: Plane, job: str, node: str) -> None:
         raise
 
 
-def held(plane: Plane, job: str) -> Held:
-    """Stops the job's rank after some steps: however long a cluster takes to give up a node, there is work left."""
-    plane.reaches_step(job, 6)
-    processes = Held(launcher(job, 0), ranks(job)[0])
-    os.kill(processes.rank, signal.SIGSTOP)
-    return processes
-
-
 def check_went_on(plane: Plane, job: str, expected: Curve) -> None:
     """Checks that its second attempt went on from a checkpoint of the first, and ended as if nothing had happened."""
     first, second = plane.client.jobs.attempts(job)
@@ -91,7 +75,9 @@ def test_a_node_that_stops_answering(plane: Plane) -> None:
     patient = client.jobs.create(on_a_node(LONG, node)).id
     lost = client.jobs.create(on_a_node(SHORT, node)).id
     undisturbed = client.jobs.create(rehearsal(STEPS)).id
-    processes = {job: held(plane, job) for job in (dead, patient, lost)}
+    jobs = (dead, patient, lost)
+    with ThreadPoolExecutor() as pool:
+        processes = dict(zip(jobs, pool.map(partial(hold, plane), jobs), strict=True))
     plane.comes_to(undisturbed, "succeeded")
     cluster.freeze(int(node.removeprefix("node")))
     try:
@@ -109,7 +95,7 @@ def test_a_node_that_stops_answering(plane: Plane) -> None:
         assert client.jobs.get(patient).phase == "running"
     finally:
         cluster.heal()
-        os.kill(processes[patient].rank, signal.SIGCONT)
+        processes[patient].go_on()
     for job in (lost, patient):
         plane.comes_to(job, "succeeded")
     expected = curve(plane, undisturbed)
@@ -127,7 +113,7 @@ def test_a_node_that_stops_answering(plane: Plane) -> None:
 def test_a_node_that_is_removed_while_it_does_not_answer(plane: Plane) -> None:
     client, cluster = plane.client, plane.cluster
     job = client.jobs.create(on_a_node(LONG)).id
-    held(plane, job)
+    hold(plane, job)
     node = node_of(plane, job)
     cluster.freeze(int(node.removeprefix("node")))
     try:
@@ -138,7 +124,10 @@ def test_a_node_that_is_removed_while_it_does_not_answer(plane: Plane) -> None:
         assert node_of(plane, job) != node
     finally:
         cluster.heal()
-    wait_until(lambda: ready(plane, node), seconds=180, what=f"the return of {node}")
+        # A kubelet enters its node once, when it starts.
+        cluster.processes.stop(kubelet(int(node.removeprefix("node"))))
+        cluster.processes.again(kubelet(int(node.removeprefix("node"))))
+        wait_until(lambda: ready(plane, node), what=f"the return of {node}")
     undisturbed = client.jobs.create(rehearsal(STEPS)).id
     for each in (job, undisturbed):
         plane.comes_to(each, "succeeded")
@@ -148,5 +137,6 @@ def test_a_node_that_is_removed_while_it_does_not_answer(plane: Plane) -> None:
 
 def ready(plane: Plane, node: str) -> bool:
     """Whether the node is there, and Ready."""
-    found = plane.cluster.http.get(f"/api/v1/nodes/{node}").json()
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in found.get("status", {}).get("conditions", ()))
+    answer = plane.cluster.http.get(f"/api/v1/nodes/{node}")
+    conditions = answer.json()["status"].get("conditions", ()) if answer.status_code == 200 else ()
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
