@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+# Here, not in a conftest of their own: all tests of a session share one cluster, whichever folder they are in.
+pytest_plugins = ["tests.kubernetes.fixtures"]
+
 
 def pytest_configure() -> None:
     """A shell that runs the tests in the background has SIGINT ignored, and all that they start would inherit that."""

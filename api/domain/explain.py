@@ -77,6 +77,8 @@ class Facts:
     pipeline: str | None = None
     led: bool = True
     """An operator acts now."""
+    unheard: str | None = None
+    """Why no operator hears what happens on the cluster, in the cluster's own words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +94,25 @@ def explain(facts: Facts) -> Explanation:
     """Why the job is where it is, and what to do about it."""
     summary, todo = _said(facts)
     because = list(_because(facts))
-    if not facts.led and facts.job.phase in (*ACTIVE, Phase.QUEUED):
-        because.insert(0, "No operator is at work now: nothing is started, stopped or noticed until one is.")
-        todo.insert(0, "Start one: `rlhf serve`, or on a cluster the control plane's pods; `/livez` says how they are.")
+    if facts.job.phase in (*ACTIVE, Phase.QUEUED):
+        because[:0], todo[:0] = _operators(facts)
     return Explanation(sentence(summary), tuple(map(sentence, because)), tuple(map(sentence, dict.fromkeys(todo))))
+
+
+def _operators(facts: Facts) -> tuple[list[str], list[str]]:
+    """What is wrong with the operators, and what to do about it."""
+    because, todo = [], []
+    if not facts.led:
+        because.append("No operator is at work now: nothing is started, stopped or noticed until one is")
+        if facts.unheard is None:
+            todo.append(
+                "Start one: `rlhf serve`, or on a cluster the control plane's pods; `/livez` says how they are."
+            )
+    if facts.unheard is not None:
+        who = "The operator does not" if facts.led else "One that tried did not"
+        because.append(f"{who} hear what happens on the cluster: {quoted(facts.unheard)}")
+        todo.append("Ask an admin to see to the operator's way to the API server, and to its role in the namespace.")
+    return because, todo
 
 
 def _said(facts: Facts) -> tuple[str, list[str]]:

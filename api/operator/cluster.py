@@ -53,6 +53,10 @@ class Cluster(Protocol):
     def order(self, job: str, attempt: int, spec: JobSpec, inputs: Mapping[str, Input]) -> Order:
         """The attempt's order, with the places that this cluster gives its files."""
 
+    @property
+    def trouble(self) -> str | None:
+        """Why it is not heard at the moment what happens there; None: it is."""
+
     async def look_anew(self) -> None:
         """Has what others did up to now be known, before this operator leads. Raises ClusterError."""
 

@@ -96,6 +96,11 @@ class KubernetesCluster:
         """Has `ended` called with the name of an attempt of which something changed."""
         self._ended = ended
 
+    @property
+    def trouble(self) -> str | None:
+        """Why Jobs or pods are not followed at the moment, in the API server's words; None: they are."""
+        return self._jobs.trouble or self._pods.trouble or self._warnings.trouble
+
     async def look_anew(self) -> None:
         """Lists everything: what another operator created before is known afterwards. Raises ClusterError."""
         await asyncio.gather(self._jobs.list(), self._pods.list())

@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Callable
 
 from api.store import operations_leader
 from api.store.database import Database
@@ -47,14 +48,17 @@ class Leader:
         """Seconds that the lease certainly still runs, by a clock that nobody sets."""
         return self._until - time.monotonic()
 
-    async def keep(self, lease: Lease) -> None:
-        """Renews the lease until that fails for as long as it runs. Returns when it is lost."""
+    async def keep(self, lease: Lease, trouble: Callable[[], str | None] = lambda: None) -> None:
+        """Renews the lease until that fails for as long as it runs. Returns when it is lost.
+
+        `trouble`: asked for what keeps this one from hearing of the cluster; it is recorded for all to read.
+        """
         while True:
             await asyncio.sleep(min(self._seconds / 3, max(0.0, self.left)))
             asked = time.monotonic()
             try:
                 await asyncio.wait_for(
-                    operations_leader.renew(self._database, lease, self._seconds), max(0.1, self.left)
+                    operations_leader.renew(self._database, lease, self._seconds, trouble()), max(0.1, self.left)
                 )
                 self._until = asked + self._seconds
             except NotLeader:
@@ -65,10 +69,10 @@ class Leader:
                 if self.left <= 0:
                     return
 
-    async def release(self, lease: Lease) -> None:
-        """Lets the next one lead at once."""
+    async def release(self, lease: Lease, trouble: str | None = None) -> None:
+        """Lets the next one lead at once. `trouble`: why this one cannot."""
         self._until = 0.0
         try:
-            await asyncio.wait_for(operations_leader.release(self._database, lease), 5.0)
+            await asyncio.wait_for(operations_leader.release(self._database, lease, trouble), 5.0)
         except Exception as error:  # no matter: we are leaving
             log.warning("the lease was not released, and will run out: %s", error)

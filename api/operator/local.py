@@ -54,6 +54,11 @@ class LocalCluster:
         """Has `ended` called, in another thread, with the name of an attempt whose launcher has ended."""
         self._ended = ended
 
+    @property
+    def trouble(self) -> str | None:
+        """None: what happens on this machine is seen."""
+        return None
+
     async def look_anew(self) -> None:
         """Nothing to do: files are looked at each time."""
 

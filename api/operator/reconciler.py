@@ -120,11 +120,12 @@ class Operator:
             up_since=self._up_since,
             hint=self._wakeups.hint,
         )
-        keeping = asyncio.create_task(self._leader.keep(lease))
+        keeping = asyncio.create_task(self._leader.keep(lease, lambda: self._cluster.trouble))
         keeping.add_done_callback(lambda _: self._lost.set())
-        next_sweep, led = 0.0, False
+        next_sweep, led, trouble = 0.0, False, None
         try:
-            led = await self._look_anew(stop)
+            trouble = await self._look_anew(stop)
+            led = trouble is None
             while led and not stop.is_set() and not self._lost.is_set():
                 self._turned()
                 try:
@@ -143,22 +144,23 @@ class Operator:
                 task.cancel()
             await asyncio.gather(keeping, *self._working.values(), return_exceptions=True)
             self._working.clear()
-            await self._leader.release(lease)
+            await self._leader.release(lease, trouble or None)
         if not led:
             await _first(self._pace.poll, stop.wait())
 
-    async def _look_anew(self, stop: asyncio.Event) -> bool:
-        """Has all be known that the one who led before created and recorded. False: the cluster does not answer, so
-        that another operator, whom it may answer, should lead."""
+    async def _look_anew(self, stop: asyncio.Event) -> str | None:
+        """Has all be known that the one who led before created and recorded. Gives why the cluster does not answer (""
+        if this operator stops): another one, whom it may answer, should lead then."""
         looking = asyncio.ensure_future(self._cluster.look_anew())
         try:
             await _first(_LOOK, stop.wait(), self._lost.wait(), asyncio.shield(looking))
             if looking.done():
                 await looking
-            return looking.done()
+                return None
+            return "no answer" if not stop.is_set() else ""
         except Exception as error:  # whatever it answers, it is asked again
             log.warning("the cluster does not answer, and is not led: %s: %s", type(error).__name__, error)
-            return False
+            return str(error) or type(error).__name__
         finally:
             looking.cancel()
 

@@ -33,6 +33,7 @@ def facts(connection: Connection, id: str, *, now: datetime, places: int | None)
     if row is None:
         raise NoSuchJob(id)
     number = job.attempt.number if job.attempt is not None else 0
+    operators = led(connection)
     progress = Progress.model_validate(row.progress) if row.progress is not None else None
     return Facts(
         job=job,
@@ -46,7 +47,8 @@ def facts(connection: Connection, id: str, *, now: datetime, places: int | None)
         line=_line(connection, job, places, now) if places is not None and job.phase is Phase.QUEUED else None,
         kubernetes=places is None,
         pipeline=row.pipeline_id,
-        led=led(connection),
+        led=operators.now,
+        unheard=operators.trouble,
     )
 
 

@@ -19,6 +19,16 @@ class NotLeader(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Led:
+    """How the operators stand."""
+
+    now: bool = True
+    """One holds a lease."""
+    trouble: str | None = None
+    """Why it does not hear what happens on the cluster, or why the last that tried to lead could not."""
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """The right to act: one holder, in one epoch. Each takeover makes a new epoch."""
 
@@ -61,28 +71,34 @@ async def acquire(database: Database, holder: str, seconds: float, *, alone: boo
         return None
 
 
-async def renew(database: Database, lease: Lease, seconds: float) -> None:
-    """Makes the lease run for `seconds` from now. Raises NotLeader, also where it ran out: it may have been missed."""
+async def renew(database: Database, lease: Lease, seconds: float, trouble: str | None = None) -> None:
+    """Makes the lease run for `seconds` from now. Raises NotLeader, also where it ran out: it may have been missed.
+
+    `trouble`: why what happens on the cluster is not heard at the moment.
+    """
     async with database.transaction() as session:
         now = await clock(session)
         renewed = await session.execute(
             update(LeaderRow)
             .where(LeaderRow.id == _ROW, LeaderRow.holder == lease.holder, LeaderRow.epoch == lease.epoch)
             .where(LeaderRow.expires_at > now)
-            .values(expires_at=now + seconds)
+            .values(expires_at=now + seconds, trouble=trouble)
             .returning(LeaderRow.epoch)
         )
         if renewed.first() is None:
             raise NotLeader(f"{lease.holder} does not lead any more")
 
 
-async def release(database: Database, lease: Lease) -> None:
-    """Lets the next one lead at once; nothing happens if somebody else leads already."""
+async def release(database: Database, lease: Lease, trouble: str | None = None) -> None:
+    """Lets the next one lead at once; nothing happens if somebody else leads already.
+
+    `trouble`: why this one cannot lead.
+    """
     async with database.transaction() as session:
         await session.execute(
             update(LeaderRow)
             .where(LeaderRow.id == _ROW, LeaderRow.holder == lease.holder, LeaderRow.epoch == lease.epoch)
-            .values(expires_at=0.0)
+            .values(expires_at=0.0, trouble=trouble)
         )
 
 
@@ -91,10 +107,10 @@ async def require(session: AsyncSession, lease: Lease) -> None:
     await (await session.connection()).run_sync(held, lease)
 
 
-def led(connection: Connection) -> bool:
-    """Whether an operator holds a lease now."""
-    expires = connection.scalar(select(LeaderRow.expires_at).where(LeaderRow.id == _ROW))
-    return expires is not None and expires > _clock(connection)
+def led(connection: Connection) -> Led:
+    """Whether an operator holds a lease now, and what troubles it."""
+    row = connection.execute(select(LeaderRow.expires_at, LeaderRow.trouble).where(LeaderRow.id == _ROW)).one_or_none()
+    return Led(row.expires_at > _clock(connection), row.trouble) if row is not None else Led(now=False)
 
 
 def held(connection: Connection, lease: Lease) -> None:

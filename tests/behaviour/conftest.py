@@ -8,13 +8,7 @@ import pytest
 
 from client import Client
 from tests.e2e.plane import ControlPlane, control_plane
-from tests.kubernetes import conftest as kubernetes
 from tests.kubernetes.plane import operator_kubeconfig, running
-
-# One cluster for all tests that need one.
-cluster = kubernetes.cluster
-_namespaces = kubernetes._namespaces
-module_namespace = kubernetes.module_namespace
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from tests.kubernetes.conftest import AnyCluster
+from tests.kubernetes.fixtures import AnyCluster
 from tests.kubernetes.plane import Plane
 
 

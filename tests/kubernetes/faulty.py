@@ -164,6 +164,14 @@ class FaultyApiServer:
 
         self._add(_Rule(matching, times, fault=fault))
 
+    def answer_with_a_page(self, status: int, matching: Predicate = anything, *, times: int = 1) -> None:
+        """Answer the next requests with HTML, as somebody in between would; none is forwarded."""
+
+        async def fault(_: web.Request, __: ApiRequest) -> web.StreamResponse:
+            return web.Response(status=status, text="<html><h1>Not here</h1></html>", content_type="text/html")
+
+        self._add(_Rule(matching, times, fault=fault))
+
     def hang(self, matching: Predicate = anything, *, times: int = 1) -> None:
         """Take the next requests, and never answer; none is forwarded."""
 

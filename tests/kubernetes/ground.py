@@ -9,9 +9,9 @@ from pathlib import Path
 from tests.cluster.credentials import Credentials
 from tests.e2e.plane import wait_until
 from tests.kubernetes.api_request import ApiRequest
-from tests.kubernetes.conftest import AnyCluster
 from tests.kubernetes.ends import Births, births
 from tests.kubernetes.faulty import FaultyApiServer
+from tests.kubernetes.fixtures import AnyCluster
 from tests.kubernetes.namespace import Namespace
 from tests.kubernetes.observer import Observer
 from tests.kubernetes.plane import Plane, operator_kubeconfig

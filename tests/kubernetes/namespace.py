@@ -96,7 +96,7 @@ def create(cluster: Cluster | GivenCluster, store: Path) -> Namespace:
         objects += _volume(name, claim, folder.resolve(), "ReadOnlyMany")
     cluster.kubectl("create", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
     try:
-        _wait_for_service_account(cluster, name)
+        _wait_for_what_pods_need(cluster, name)
     except BaseException:
         remove(cluster, name)
         raise
@@ -224,11 +224,16 @@ def _volume(namespace: str, claim: str, folder: Path, mode: str) -> list[dict[st
     ]
 
 
-def _wait_for_service_account(cluster: Cluster | GivenCluster, namespace: str) -> None:
-    # Pods are refused until the controller manager has made it. After an outage it looks again with a back-off, which
-    # grows to a minute when there was another one shortly before.
+def _wait_for_what_pods_need(cluster: Cluster | GivenCluster, namespace: str) -> None:
+    # Pods are refused until the controller manager has made the account. After an outage it looks again with a
+    # back-off, which grows to a minute when there was another one shortly before. A pod that came before its volumes
+    # are bound would be looked at again after some 10 s.
     deadline = time.monotonic() + 90
-    while cluster.http.get(f"/api/v1/namespaces/{namespace}/serviceaccounts/default").status_code != 200:
+    path = f"/api/v1/namespaces/{namespace}"
+    while cluster.http.get(f"{path}/serviceaccounts/default").status_code != 200 or any(
+        claim["status"].get("phase") != "Bound"
+        for claim in cluster.http.get(f"{path}/persistentvolumeclaims").json()["items"]
+    ):
         if time.monotonic() > deadline:
-            raise ClusterError(f"The namespace {namespace} has no service account after 90 s.")
+            raise ClusterError(f"The namespace {namespace} has no service account, or no volumes, after 90 s.")
         time.sleep(0.05)

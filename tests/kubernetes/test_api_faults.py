@@ -12,9 +12,9 @@ import pytest
 
 from tests.e2e.plane import wait_until
 from tests.kubernetes.api_request import ApiRequest, Predicate, asking
-from tests.kubernetes.conftest import AnyCluster
 from tests.kubernetes.ends import End, end_of
 from tests.kubernetes.faulty import FaultyApiServer
+from tests.kubernetes.fixtures import AnyCluster
 from tests.kubernetes.ground import Ground, named
 from tests.kubernetes.ground import ground as stand
 from tests.kubernetes.namespace import Namespace
@@ -48,7 +48,8 @@ class Faulty:
         self.plane.comes_to(job, "succeeded")
         end = end_of(self.plane, job)
         every = self.plane.client.jobs.metrics(job, name="train/loss", superseded=True)
-        assert (end.phase, end.reason, end.attempts) == ("succeeded", "Finished", ((1, None, 0, None),))
+        undisturbed = ("succeeded", "Finished", ((1, None, 0, None),))
+        assert (end.phase, end.reason, end.attempts) == undisturbed, self.plane.story(job)
         assert [step for step, _ in end.losses] == list(range(1, steps + 1))
         assert len(every) == steps, "no step was made twice"
         assert self.ground.births.of(job) == {f"{job}-a1": 1}, "each attempt has one Job, ever"
@@ -69,9 +70,14 @@ def faulty(
         with ground.plane("faulty", proxy, **settings) as plane:
             made = Faulty(ground, plane.start(), proxy)
             proxy.wait_for_watches(3, seconds=60)
-            case.begin(made, at_once=len(case.names))
             yield made
-            case.end()
+
+
+@pytest.fixture(scope="module")
+def side_by_side(faulty: Faulty) -> Iterator[Cases]:
+    case.begin(faulty, at_once=len(case.names))
+    yield case
+    case.end()
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +93,7 @@ FAULTS: dict[str, Fault] = {
     # An account that has just expired, and a server that has just started and does not know all roles yet.
     "401": lambda proxy, what: proxy.answer(401, what, reason="Unauthorized"),
     "403": lambda proxy, what: proxy.answer(403, what),
+    "a_page_of_somebody_in_between": lambda proxy, what: proxy.answer_with_a_page(403, what),
     "409": lambda proxy, what: proxy.answer(409, what),
     "429": lambda proxy, what: proxy.answer(429, what, retry_after=1),
     "500": lambda proxy, what: proxy.answer(500, what),
@@ -131,6 +138,28 @@ def disturbed(fault: Fault, mark: str, faulty: Faulty) -> End:
 for _number, (_name, _fault) in enumerate(FAULTS.items()):
     # A job is known by what it asks for before it has a name.
     case.add(_name, partial(disturbed, _fault, f"{101 + _number}m"))
+
+
+@case
+def calls_that_take_long(faulty: Faulty) -> None:
+    """An attempt's objects take longer than a lease, each of them less."""
+    slow = "321m"
+
+    def waits(_: ApiRequest) -> None:
+        threading.Event().wait(LEASE * 0.6)
+
+    def its_job(request: ApiRequest) -> bool:
+        return asking("create", "jobs")(request) and f'"{slow}"'.encode() in request.body
+
+    def the_others(request: ApiRequest) -> None:
+        for kind in ("secrets", "services", "networkpolicies"):
+            faulty.proxy.call_before(waits, creating(kind, named(request)))
+        waits(request)
+
+    faulty.proxy.call_before(the_others, its_job)
+    job = faulty.begin(resources={"cpu": slow})
+    faulty.ends_undisturbed(job)
+    assert faulty.proxy.count(its_job) == 1, "it was not given up"
 
 
 @case
@@ -181,12 +210,16 @@ def is_complete(faulty: Faulty, job: str) -> bool:
 
 
 @pytest.mark.parametrize("name", list(FAULTS))
-def test_a_job_ends_as_undisturbed_when_its_calls_meet(faulty: Faulty, undisturbed: End, name: str) -> None:
-    assert case.result(name) == undisturbed
+def test_a_job_ends_as_undisturbed_when_its_calls_meet(side_by_side: Cases, undisturbed: End, name: str) -> None:
+    assert side_by_side.result(name) == undisturbed
 
 
-def test_watches_that_are_cut_or_too_old_or_silent_are_begun_again_and_miss_nothing(faulty: Faulty) -> None:
-    case.result("watches_that_break_off")
+def test_watches_that_are_cut_or_too_old_or_silent_are_begun_again_and_miss_nothing(side_by_side: Cases) -> None:
+    side_by_side.result("watches_that_break_off")
+
+
+def test_an_attempt_whose_objects_take_longer_than_a_lease_is_not_given_up(side_by_side: Cases) -> None:
+    side_by_side.result("calls_that_take_long")
 
 
 def nobody_answers(faulty: Faulty, away: AbstractContextManager[None], seconds: float) -> None:

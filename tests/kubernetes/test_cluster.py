@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.machine import ClusterError
-from tests.kubernetes.conftest import AnyCluster
+from tests.kubernetes.fixtures import AnyCluster
 from tests.kubernetes.namespace import REPOSITORY, Namespace
 
 PYTHON = str(REPOSITORY / ".venv/bin/python")

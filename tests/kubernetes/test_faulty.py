@@ -12,8 +12,8 @@ import pytest
 
 from tests.cluster.credentials import Credentials
 from tests.kubernetes.api_request import asking, parse
-from tests.kubernetes.conftest import AnyCluster
 from tests.kubernetes.faulty import FaultyApiServer
+from tests.kubernetes.fixtures import AnyCluster
 from tests.kubernetes.namespace import Namespace
 
 MAPS = asking("create", "configmaps")

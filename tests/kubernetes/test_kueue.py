@@ -10,7 +10,7 @@ import pytest
 
 from client.records import Job
 from tests.e2e.plane import wait_until
-from tests.kubernetes.conftest import AnyCluster
+from tests.kubernetes.fixtures import AnyCluster
 from tests.kubernetes.held import hold
 from tests.kubernetes.namespace import LABEL, Namespace
 from tests.kubernetes.plane import Plane, rehearsal

@@ -10,7 +10,7 @@ import pytest
 from api.operator.manifest import Objects, objects, owned_by, preview
 from api.operator.site import Site, WorkerPod
 from client.commands.manifest import as_yaml
-from tests.kubernetes.conftest import AnyCluster
+from tests.kubernetes.fixtures import AnyCluster
 from tests.kubernetes.namespace import Namespace
 from tests.operator.test_manifest import order_of, spec_of
 from worker.contract.spec import JobSpec

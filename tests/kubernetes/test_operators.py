@@ -11,9 +11,9 @@ import pytest
 
 from tests.e2e.plane import wait_until
 from tests.kubernetes.api_request import ApiRequest, asking
-from tests.kubernetes.conftest import AnyCluster
 from tests.kubernetes.ends import End, end_of
 from tests.kubernetes.faulty import FaultyApiServer
+from tests.kubernetes.fixtures import AnyCluster
 from tests.kubernetes.ground import Ground, changing, named
 from tests.kubernetes.ground import ground as stand
 from tests.kubernetes.namespace import Namespace
@@ -37,8 +37,9 @@ WRITES = (
     "delete jobs a1",
     "mark_cleaned a1",
 )
-# A pod that is slow to go after its Job is asked to hurry; a wait that takes a while is told.
-SOMETIMES = tuple(f"{what} a{attempt}" for what in ("delete pods", "tell") for attempt in (1, 2, 3))
+# A pod that is slow to go after its Job is asked to hurry; a wait that takes a while is told; a process that has ended
+# by itself when its stop is heard of is not asked to.
+SOMETIMES = tuple(f"{what} a{attempt}" for what in ("delete pods", "tell", "stop_attempt") for attempt in (1, 2, 3))
 # Seconds until another acts, with the lease that is the default.
 HAND_OVER = 15.0
 case = Cases()
@@ -52,9 +53,14 @@ def ground(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Ground]:
     with stand(cluster, module_namespace, postgres, tmp_path_factory.mktemp("operators")) as made:
-        case.begin(made)
         yield made
-        case.end()
+
+
+@pytest.fixture(scope="module")
+def side_by_side(ground: Ground) -> Iterator[Cases]:
+    case.begin(ground)
+    yield case
+    case.end()
 
 
 def mortal(process: Process, steps: Path, **how: str) -> None:
@@ -251,17 +257,17 @@ def frozen_in_a_transaction(ground: Ground) -> None:
     assert (changed, ground.births.of(job)) == ([], {f"{job}-a1": 1})
 
 
-def test_an_operator_killed_after_each_step_changes_nothing(ground: Ground) -> None:
-    case.result("each_step_once")
+def test_an_operator_killed_after_each_step_changes_nothing(side_by_side: Cases) -> None:
+    side_by_side.result("each_step_once")
 
 
-def test_of_two_operators_one_acts_and_one_that_was_frozen_changes_nothing(ground: Ground) -> None:
-    case.result("two_operators")
+def test_of_two_operators_one_acts_and_one_that_was_frozen_changes_nothing(side_by_side: Cases) -> None:
+    side_by_side.result("two_operators")
 
 
 @pytest.mark.parametrize("name", [name for name in case.names if name.startswith("frozen")])
-def test_whatever_it_was_about_to_do_an_operator_that_wakes_does_nothing(ground: Ground, name: str) -> None:
-    case.result(name)
+def test_whatever_it_was_about_to_do_an_operator_that_wakes_does_nothing(side_by_side: Cases, name: str) -> None:
+    side_by_side.result(name)
 
 
 def is_paused_and_goes_on(plane: Plane, job: str) -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from tests.cluster.build import program
 from tests.e2e.plane import free_port
-from tests.kubernetes.conftest import AnyCluster
+from tests.kubernetes.fixtures import AnyCluster
 from tests.kubernetes.namespace import REPOSITORY, Namespace
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from tests.e2e.plane import wait_until
-from tests.kubernetes.conftest import AnyCluster
+from tests.kubernetes.fixtures import AnyCluster
 from tests.kubernetes.ground import ground
 from tests.kubernetes.namespace import Namespace
 from tests.kubernetes.plane import ROLE, rehearsal

@@ -1,15 +1,16 @@
 """What keeps a job from running is told as it is: in its reason, in an event, in the cluster's own words."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.plane import wait_until
-from tests.kubernetes.conftest import AnyCluster
+from tests.e2e.plane import free_port, wait_until
+from tests.kubernetes.fixtures import AnyCluster
 from tests.kubernetes.namespace import Namespace
-from tests.kubernetes.plane import Plane, operator_kubeconfig, rehearsal
+from tests.kubernetes.plane import Plane, operator_kubeconfig, rehearsal, running
 
 
 def held(plane: Plane, job: str, reason: str) -> Any:
@@ -38,6 +39,18 @@ def test_an_image_that_does_not_exist(plane: Plane) -> None:
         assert (ended.reason, ended.fault) == ("ImagePull", "infra")
         assert "limits.start" in ended.message
         assert "no-such-image" in ended.message
+        other.is_empty()
+
+
+def test_a_pod_that_cannot_report(
+    cluster: AnyCluster, plane: Plane, postgres: Callable[[], str], tmp_path: Path
+) -> None:
+    nobody = f"http://{cluster.host_address}:{free_port()}"
+    account = plane.kubeconfig
+    with running(tmp_path, cluster, plane.namespace, postgres, account, WORKER_URL=nobody) as other:
+        job = other.client.jobs.create(rehearsal(5, limits={"start": "12s", "max_attempts": 1})).id
+        ended = other.comes_to(job, "failed")
+        assert "do its pods reach WORKER_URL" in ended.message
         other.is_empty()
 
 
@@ -94,6 +107,36 @@ def test_a_namespace_that_is_being_deleted_and_one_that_is_not_there(
         assert ended.reason in ("NamespaceGone", "Forbidden")
         second = other.client.jobs.create(rehearsal(5)).id
         assert other.comes_to(second, "failed").reason in ("NamespaceGone", "Forbidden")
+
+
+@pytest.mark.parametrize("missing", [("jobs", "list"), ("pods", "watch")])
+def test_what_an_operator_may_not_see(
+    cluster: AnyCluster, plane: Plane, tmp_path: Path, missing: tuple[str, str]
+) -> None:
+    resource, verb = missing
+    account = operator_kubeconfig(cluster, plane.namespace, tmp_path, name="blind", without=missing)
+    with plane.another(kubeconfig=account) as other:
+        job = other.client.jobs.create(rehearsal(5)).id
+        words = f'cannot {verb} resource "{resource}"'
+        wait_until(lambda: words in " ".join(other.client.jobs.explain(job).because), what="an explanation")
+        operator_kubeconfig(cluster, plane.namespace, tmp_path, name="blind")
+        other.comes_to(job, "succeeded")
+        wait_until(lambda: words not in " ".join(other.client.jobs.explain(job).because), what="its end")
+        other.is_empty()
+
+
+def test_a_verb_that_it_needs_only_at_the_end(cluster: AnyCluster, plane: Plane, tmp_path: Path) -> None:
+    account = operator_kubeconfig(cluster, plane.namespace, tmp_path, name="stuck", without=("jobs", "delete"))
+    with plane.another(kubeconfig=account) as other:
+        job = other.client.jobs.create(rehearsal(10_000)).id
+        other.comes_to(job, "running")
+        operator_kubeconfig(cluster, plane.namespace, tmp_path, name="stuck", without=("pods", "delete"))
+        other.client.jobs.cancel(job)
+        wait_until(lambda: other.client.jobs.get(job).reason == "Forbidden", what="Forbidden")
+        assert 'cannot delete resource "pods"' in other.client.jobs.get(job).message
+        operator_kubeconfig(cluster, plane.namespace, tmp_path, name="stuck")
+        other.comes_to(job, "cancelled")
+        other.is_empty()
 
 
 @pytest.mark.parametrize("missing", ["jobs", "secrets"])

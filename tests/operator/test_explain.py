@@ -169,6 +169,16 @@ def test_without_an_operator_nothing_else_matters() -> None:
     assert "No operator" not in " ".join(told(job(Phase.SUCCEEDED), led=False).because)
 
 
+def test_what_keeps_an_operator_from_hearing_the_cluster_is_told() -> None:
+    explanation = told(job(Phase.RUNNING), unheard="pods is forbidden: may not list")
+    assert explanation.because[0].startswith("The operator does not hear what happens on the cluster: ")
+    assert "pods is forbidden: may not list" in explanation.because[0]
+    assert "role" in explanation.todo[0]
+    none = told(job(Phase.QUEUED), led=False, unheard="no route to host")
+    assert ["No operator is at work" in none.because[0], "no route to host" in none.because[1]] == [True, True]
+    assert "does not hear" not in " ".join(told(job(Phase.SUCCEEDED), unheard="no route to host").because)
+
+
 def test_a_step_names_those_before_it_and_what_holds_them_up() -> None:
     runs = Need("stage.actor.model", "sft", "model", "job-sft", Phase.RUNNING)
     failed = Need("stage.critic.model", "rm", "model", "job-rm", Phase.FAILED, reason=Reason.OUT_OF_MEMORY)

@@ -1,4 +1,4 @@
-"""A real cluster for the tests below, started when the first of them needs it, and a namespace for each."""
+"""A real cluster for all tests, started when the first of them needs it, and namespaces and a control plane on it."""
 
 import os
 import time
