@@ -81,7 +81,6 @@ class Informer:
                 self._tell(f"{type(error).__name__}: {error}")
                 self._version = 0
             else:
-                self.trouble = None
                 wait = _RETRY
                 continue
             if time.monotonic() - began > _LONGEST_RETRY:
@@ -117,13 +116,11 @@ class Informer:
             if uid not in self._objects or _number(self._objects[uid]) < _number(item):
                 self._set(item)
         self._version = max(version, self._version)
-        self.trouble = None
         self.whole.set()
 
     async def _watch(self) -> None:
         query = {**self._query, "resourceVersion": str(self._version), "timeoutSeconds": str(self._seconds)}
-        async for event in self._api.watch(self._kind, query, self._silence):
-            self.trouble = None
+        async for event in self._api.watch(self._kind, query, self._silence, self._hears):
             item = event["object"]
             # Older than a list that was made meanwhile: it may tell of what is gone by now.
             if _number(item) <= self._version:
@@ -150,6 +147,9 @@ class Informer:
             if not self._by_key[key]:
                 del self._by_key[key]
             self._changed(key)
+
+    def _hears(self) -> None:
+        self.trouble = None
 
     def _tell(self, words: str) -> None:
         if self.trouble is None:

@@ -6,7 +6,7 @@ Objects stay dicts: to make the client's models of 1,000 pods takes a second, to
 import json
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,9 +93,12 @@ class KubeApi:
             if error.status not in (404, 409):
                 raise
 
-    async def watch(self, kind: Resource, query: Mapping[str, str], silence: float) -> AsyncIterator[Json]:
+    async def watch(
+        self, kind: Resource, query: Mapping[str, str], silence: float, opened: Callable[[], None]
+    ) -> AsyncIterator[Json]:
         """The changes after `query`'s resourceVersion, bookmarks too. Ends when the server ends it.
 
+        `opened` is called once the server tells of changes from now on, also while there are none.
         Raises Gone, and ClusterError where nothing comes for `silence` seconds: a server sends a bookmark a minute.
         """
         asked = {**query, "watch": "true", "allowWatchBookmarks": "true"}
@@ -105,6 +108,7 @@ class KubeApi:
                 self._answer("GET", kind, query=asked, timeout=timeout) as answer,
                 aclosing(_lines(answer)) as lines,
             ):
+                opened()
                 async for line in lines:
                     event: Json = json.loads(line)
                     if event.get("type") == "ERROR":

@@ -48,7 +48,7 @@ def test_a_pod_that_cannot_report(
     nobody = f"http://{cluster.host_address}:{free_port()}"
     account = plane.kubeconfig
     with running(tmp_path, cluster, plane.namespace, postgres, account, WORKER_URL=nobody) as other:
-        job = other.client.jobs.create(rehearsal(5, limits={"start": "12s", "max_attempts": 1})).id
+        job = other.client.jobs.create(rehearsal(5, limits={"start": "12s"}, retry={"max_attempts": 1})).id
         ended = other.comes_to(job, "failed")
         assert "do its pods reach WORKER_URL" in ended.message
         other.is_empty()
@@ -116,12 +116,14 @@ def test_what_an_operator_may_not_see(
     resource, verb = missing
     account = operator_kubeconfig(cluster, plane.namespace, tmp_path, name="blind", without=missing)
     with plane.another(kubeconfig=account) as other:
-        job = other.client.jobs.create(rehearsal(5)).id
+        job = other.client.jobs.create(rehearsal(10_000)).id
         words = f'cannot {verb} resource "{resource}"'
         wait_until(lambda: words in " ".join(other.client.jobs.explain(job).because), what="an explanation")
         operator_kubeconfig(cluster, plane.namespace, tmp_path, name="blind")
-        other.comes_to(job, "succeeded")
+        other.comes_to(job, "running")
         wait_until(lambda: words not in " ".join(other.client.jobs.explain(job).because), what="its end")
+        other.client.jobs.cancel(job)
+        other.comes_to(job, "cancelled")
         other.is_empty()
 
 

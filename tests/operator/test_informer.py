@@ -1,6 +1,6 @@
 """A followed collection, with answers that come late: what is gone does not come back."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -26,7 +26,10 @@ class Answers(KubeApi):
     async def list(self, kind: Any, query: Mapping[str, str]) -> Json:
         return {"metadata": {"resourceVersion": str(self.version)}, "items": list(self.items)}
 
-    async def watch(self, kind: Any, query: Mapping[str, str], silence: float) -> AsyncIterator[Json]:
+    async def watch(
+        self, kind: Any, query: Mapping[str, str], silence: float, opened: Callable[[], None]
+    ) -> AsyncIterator[Json]:
+        opened()
         for what, item in self.events:
             yield {"type": what, "object": item}
 
