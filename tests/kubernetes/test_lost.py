@@ -77,7 +77,7 @@ def a_rank_of_the_other_pod_is_killed(plane: Plane) -> tuple[str, str]:
 
 @case
 def a_rank_of_the_other_pod_is_stopped(plane: Plane) -> tuple[str, str]:
-    job = begun(plane, nodes=2, limits={"stall": "15s"})
+    job = begun(plane, nodes=2, limits={"stall": "25s"})
     os.kill(ranks(job)[1], signal.SIGSTOP)
     return job, "Stalled"
 
