@@ -23,7 +23,9 @@ class Verdict(Enum):
     FORBIDDEN = auto()
     """401 with the token as it is now, or 403."""
     OVER = auto()
-    """409, 410: the attempt is over, or its job is gone."""
+    """409: the attempt is over."""
+    GONE = auto()
+    """410: its job is gone, and nothing of it is wanted any more."""
     AWAY = auto()
     """Nobody answered, or somebody who is not the control plane: to be tried again."""
 
@@ -34,7 +36,7 @@ _VERDICTS = {
     401: Verdict.FORBIDDEN,
     403: Verdict.FORBIDDEN,
     409: Verdict.OVER,
-    410: Verdict.OVER,
+    410: Verdict.GONE,
     413: Verdict.MALFORMED,
     422: Verdict.MALFORMED,
 }

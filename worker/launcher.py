@@ -129,9 +129,9 @@ class Launcher:
 
         The reports that are not delivered stay in the spool, for the operator to read.
         """
-        if not self._over and self._reporter.accepted:
+        if self._reporter.accepted:
             self._outbox.stopping()
-            self._reporter.close(finish, self._drain_within())
+            self._reporter.close(None if self._over else finish, self._drain_within())
         return self._reporter.undelivered
 
     def _turn(self) -> None:

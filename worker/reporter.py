@@ -72,7 +72,7 @@ class Reporter(threading.Thread):
         self._refused = 0
         self._thinned_told = False
         self._samples_thinned_told = False
-        self._over = False
+        self._over = self._gone = False
         self.accepted = False
         """Whether any report was accepted: before that, nothing is written anywhere."""
 
@@ -111,6 +111,12 @@ class Reporter(threading.Thread):
             sent_at = time.monotonic()
         if not self._over:
             self._drain()
+        else:
+            # What was done until then is left in the spool: a checkpoint may be there that the next attempt goes on
+            # from, and the points before it are nowhere else.
+            self._closed.wait()
+            self._keep_all()
+        self._spool.settle()
 
     def _first(self) -> bool:
         """Sends the first report until it is answered; gives whether it was accepted. It touches nothing."""
@@ -124,7 +130,7 @@ class Reporter(threading.Thread):
                     self._tell(Heard(Word.ACCEPTED))
                     self._tell(_wish(reply, asked_at))
                     return True
-                case Verdict.OVER:
+                case Verdict.OVER | Verdict.GONE:
                     self._tell(Heard(Word.OVER, why=reply.message))
                     return False
                 case Verdict.FORBIDDEN:
@@ -151,12 +157,12 @@ class Reporter(threading.Thread):
 
     def _keep_all(self) -> None:
         """Spools all the news there is."""
-        while not self._over and self._outbox.pending():
+        while not self._gone and self._outbox.pending():
             self._keep(self._outbox.cut())
 
     def _keep(self, report: Report) -> None:
         """Spools a report, unless it says nothing that a later one does not."""
-        if not self._over and says_something(report):
+        if not self._gone and says_something(report):
             self._spool.add(report)
         if self._spool.samples_thinned and not self._samples_thinned_told:
             self._samples_thinned_told = True
@@ -193,8 +199,8 @@ class Reporter(threading.Thread):
             case Verdict.MALFORMED:
                 self._complain(report, reply)
                 return True
-            case Verdict.OVER:
-                self._over = True
+            case Verdict.OVER | Verdict.GONE:
+                self._over, self._gone = True, reply.verdict is Verdict.GONE
                 self._tell(Heard(Word.OVER, why=reply.message))
         return False
 
@@ -230,7 +236,7 @@ class Reporter(threading.Thread):
             time.sleep(min(wait, left))
             wait = min(wait * 2, _LONGEST_WAIT)
             self._keep_all()
-        self._spool.settle()
+        self._keep_all()
 
     def _said_finish(self) -> bool:
         if self._finish is None:

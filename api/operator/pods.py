@@ -234,7 +234,8 @@ def _held_up(pod: Json, warnings: Mapping[str, Json]) -> tuple[str | None, str] 
         # A back-off says only that it waits; the event before it says for what.
         if waiting["reason"] == "ImagePullBackOff" and warned is not None and "pull" in _said(warned).lower():
             words = _said(warned)
-        return Reason.IMAGE_PULL, f"{name}: {words or waiting['reason']}"
+        words, image = words or str(waiting["reason"]), str(_container(pod).get("image") or "")
+        return Reason.IMAGE_PULL, f"{name}: {words}" if image in words else f"{name}: {words} ({image})"
     if waiting.get("reason") in _CONFIG:
         return Reason.UNSCHEDULABLE, f"{name}: {waiting['reason']}: {words}"
     if warned is not None and str(warned.get("reason", "")).startswith("Failed"):

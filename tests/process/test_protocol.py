@@ -122,6 +122,14 @@ def test_an_attempt_that_is_over_stops_at_once_and_saves_nothing(
     assert not list(job.own.rglob("step-*"))
     assert listener.finishes == []
     assert not job.alive()
+    left = [metric for path in job.spool for metric in Report.model_validate_json(path.read_bytes()).metrics]
+    if status == 410:
+        assert left == [], "of a job that is gone nothing is wanted any more"
+        return
+    # What it had done by then is in the spool: the next attempt may go on from there.
+    steps = listener.losses.keys() | {metric.step for metric in left if metric.name == "train/loss"}
+    assert left
+    assert steps == set(range(1, max(steps) + 1))
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
