@@ -116,7 +116,8 @@ class Reporter(threading.Thread):
             # from, and the points before it are nowhere else.
             self._closed.wait()
             self._keep_all()
-        self._spool.settle()
+        if not self._gone:
+            self._spool.settle()
 
     def _first(self) -> bool:
         """Sends the first report until it is answered; gives whether it was accepted. It touches nothing."""

@@ -10,8 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.store.database import Database
 from api.store.tables import LeaderRow
+from worker.contract.protocol import storable
 
 _ROW = 1
+_LONGEST = 2000
 
 
 class NotLeader(Exception):
@@ -82,7 +84,7 @@ async def renew(database: Database, lease: Lease, seconds: float, trouble: str |
             update(LeaderRow)
             .where(LeaderRow.id == _ROW, LeaderRow.holder == lease.holder, LeaderRow.epoch == lease.epoch)
             .where(LeaderRow.expires_at > now)
-            .values(expires_at=now + seconds, trouble=trouble)
+            .values(expires_at=now + seconds, trouble=_kept(trouble))
             .returning(LeaderRow.epoch)
         )
         if renewed.first() is None:
@@ -98,8 +100,13 @@ async def release(database: Database, lease: Lease, trouble: str | None = None) 
         await session.execute(
             update(LeaderRow)
             .where(LeaderRow.id == _ROW, LeaderRow.holder == lease.holder, LeaderRow.epoch == lease.epoch)
-            .values(expires_at=0.0, trouble=trouble)
+            .values(expires_at=0.0, trouble=_kept(trouble))
         )
+
+
+def _kept(trouble: str | None) -> str | None:
+    """Words of others, in a form that any database takes: a lease must not be lost over them."""
+    return str(storable(trouble[:_LONGEST])) if trouble is not None else None
 
 
 async def require(session: AsyncSession, lease: Lease) -> None:

@@ -284,8 +284,8 @@ class LeaderRow(Base):
     holder: Mapped[str] = mapped_column(String(128))
     epoch: Mapped[int] = mapped_column(BigInteger)
     expires_at: Mapped[float] = mapped_column(Float(53))
+    # Why the leader, or the last that tried to lead, does not hear what happens on the cluster.
     trouble: Mapped[str | None] = mapped_column(Text)
-    """Why the leader, or the last that tried to lead, does not hear what happens on the cluster."""
 
 
 class SigningKeyRow(Base):

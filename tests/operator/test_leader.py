@@ -13,7 +13,7 @@ from api.operator.leader import Leader
 from api.store import operations, operations_load
 from api.store.database import Database, utcnow
 from api.store.migrate import migrate
-from api.store.operations_leader import Lease, NotLeader, acquire, release, renew, require
+from api.store.operations_leader import Lease, Led, NotLeader, acquire, led, release, renew, require
 from api.store.tables import JobRow, LeaderRow
 from tests.operator.conftest import Plane
 
@@ -61,6 +61,21 @@ async def test_a_lease_that_ran_out_is_not_renewed_even_if_nobody_took_it(databa
     await run_out(database)
     with pytest.raises(NotLeader):
         await renew(database, lease, 60.0)
+
+
+async def test_what_troubles_the_leader_is_told_and_costs_it_no_lease_whatever_the_words(database: Database) -> None:
+    lease = await acquire(database, "first", 60.0)
+    assert lease is not None
+    for words in ("no route to host", "a page\x00 of a proxy \ud800", "<html>" * 10**6):
+        await renew(database, lease, 60.0, words)
+        told = await database.look(led)
+        assert (told.now, told.trouble is not None) == (True, True)
+        assert str(told.trouble)[:5] == words[:5]
+        assert len(str(told.trouble)) <= 2000
+    await renew(database, lease, 60.0)
+    assert (await database.look(led)).trouble is None
+    await release(database, lease, "no route to host")
+    assert await database.look(led) == Led(now=False, trouble="no route to host")
 
 
 async def test_a_released_lease_is_free_at_once(database: Database) -> None:

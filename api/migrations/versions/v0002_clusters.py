@@ -22,5 +22,5 @@ def upgrade() -> None:
     op.bulk_insert(installation, [{"id": 1, "name": f"i{secrets.token_hex(6)}"}])
     op.add_column("attempts", sa.Column("confirmed_dead", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("attempts", sa.Column("image", sa.String(length=512), nullable=True))
-    op.add_column("leader", sa.Column("trouble", sa.Text(), nullable=True))
     op.add_column("attempts", sa.Column("launcher", sa.String(length=64), nullable=True))
+    op.add_column("leader", sa.Column("trouble", sa.Text(), nullable=True))
