@@ -174,11 +174,15 @@ class KubernetesCluster:
     async def stop(self, name: str, grace: float) -> None:
         """Has the pods end within `grace` seconds. A Job without any that began is deleted instead."""
         job, found = self._job(name), self._pods.of(name)
+        if job is not None and not any(map(_began, found)):
+            # Two watches tell of Jobs and of pods, each in its own time: pods may have begun, and even ended, since.
+            of_it = {"labelSelector": labels.selector_of(self._site, name)}
+            found = (await self._api.list(PODS, of_it)).get("items") or []
+            if not any(map(_began, found)) and not pods.over(job) and "deletionTimestamp" not in job["metadata"]:
+                # One that waits in a queue is gone at once; of another, not before the last of its pods.
+                waits = job["spec"].get("suspend") and not found
+                await self._delete(JOBS, job, propagationPolicy="Background" if waits else "Foreground")
         live = [pod for pod in found if pod["status"].get("phase") not in ("Succeeded", "Failed")]
-        if job is not None and not any(map(_began, found)) and "deletionTimestamp" not in job["metadata"]:
-            # One that waits in a queue is gone at once; of another, not before the last of its pods.
-            waits = job["spec"].get("suspend") and not found
-            await self._delete(JOBS, job, propagationPolicy="Background" if waits else "Foreground")
         # None is forced: only its node knows whether it is gone.
         seconds = max(1, math.ceil(grace))
         for pod in live:

@@ -27,6 +27,12 @@ def selector(site: Site) -> str:
     return f"{MANAGED_BY}={MANAGER},{INSTALLATION}={site.installation}"
 
 
+def selector_of(site: Site, name: str) -> str:
+    """The label selector of all that belongs to one attempt."""
+    job, _, attempt = name.rpartition("-a")
+    return f"{selector(site)},{JOB}={job},{ATTEMPT}={attempt}"
+
+
 def labels(site: Site, job: str, attempt: int) -> dict[str, str]:
     """The labels of all objects and pods of an attempt."""
     return {MANAGED_BY: MANAGER, **own_labels(site, job, attempt)}

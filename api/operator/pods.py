@@ -62,8 +62,8 @@ def observe(
     if gone or job is None:
         cause = _cause(pods) or _Cause(None, Reason.KILLED, "its Job was deleted, by nobody here")
         return _observation(cause, exists=known, alive=bool(live), uid=uid, pods=live)
-    over = _over(job) or "deletionTimestamp" in job["metadata"] or _all_ended(job, pods)
-    if not live and over:
+    is_over = over(job) or "deletionTimestamp" in job["metadata"] or _all_ended(job, pods)
+    if not live and is_over:
         return _observation(_ending(job, pods, queue), exists=known, alive=False, uid=uid, pods=[])
     suspended = bool(job["spec"].get("suspend"))
     if suspended and not live and (pods or _begun(job)):
@@ -80,7 +80,7 @@ def observe(
         orphaned=lost is not None,
         reason=Reason.NODE_LOST if lost else None,
         message=f"{_node(lost)} stopped answering, and {lost['metadata']['name']} was given up with it" if lost else "",
-        failing=bool(over) or any(_failed(pod) for pod in pods),
+        failing=is_over or any(_failed(pod) for pod in pods),
         # Admitted a moment ago, the Job does not say yet when: its time to start has not begun.
         suspended=not live and (suspended or (labels.queued(job) and admitted is None)),
         running=bool(live) and all(pod["status"].get("phase") == "Running" for pod in live),
@@ -279,7 +279,8 @@ def _admitted_at(job: Json, live: Sequence[Json]) -> datetime | None:
     return _time(job["status"].get("startTime") or begun)
 
 
-def _over(job: Json) -> bool:
+def over(job: Json) -> bool:
+    """Whether a Job has come to its end, so that it makes no pods any more."""
     return any(_condition(job, kind) for kind in _OVER)
 
 

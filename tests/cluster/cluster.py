@@ -84,8 +84,13 @@ class Cluster:
 
     def start_api_server(self) -> None:
         """Start it again on the same data, and return when it is ready; nothing if it runs."""
-        self.processes.again("api-server")
-        self._wait("the API server", self.ready, time.monotonic() + START_SECONDS)
+
+        def ready() -> bool:
+            # Its port may be taken a moment longer by what was connected to it: it is started until it stays.
+            self.processes.again("api-server")
+            return self.ready()
+
+        self._wait("the API server", ready, time.monotonic() + START_SECONDS)
         self._api_stopped = False
 
     def heal(self) -> None:

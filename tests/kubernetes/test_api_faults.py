@@ -262,6 +262,25 @@ def test_while_the_api_server_is_dead_nothing_is_lost_and_nothing_is_ended(fault
     nobody_answers(faulty, killed(faulty.ground.cluster), 5)
 
 
+def test_a_pod_that_was_heard_of_only_while_it_waited_is_not_taken_for_one_that_never_began(faulty: Faulty) -> None:
+    case.end()
+    deaf, of_pods = threading.Event(), asking("watch", "pods")
+    kubectl, label = faulty.ground.cluster.kubectl, f"later-{faulty.ground.namespace.name}"
+    job = faulty.begin(resources={"pod": {"node_selector": {label: "yes"}}})
+    wait_until(lambda: "available" in faulty.plane.client.jobs.get(job).message, what="the scheduler's words")
+    try:
+        deaf.set()
+        faulty.proxy.answer(500, lambda request: deaf.is_set() and of_pods(request), times=1000)
+        faulty.proxy.cut_watches(of_pods)
+        kubectl("label", "nodes", "--all", f"{label}=yes")
+        faulty.trained(job)
+        faulty.plane.comes_to(job, "finishing")
+    finally:
+        deaf.clear()
+        kubectl("label", "nodes", "--all", f"{label}-")
+    faulty.ends_undisturbed(job)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("how", ["refusing", "killed"])
 def test_an_api_server_that_is_away_for_a_minute_loses_nothing(faulty: Faulty, how: str) -> None:
