@@ -85,12 +85,14 @@ class Cluster:
     def start_api_server(self) -> None:
         """Start it again on the same data, and return when it is ready; nothing if it runs."""
 
-        def ready() -> bool:
+        deadline = time.monotonic() + START_SECONDS
+        self.processes.again("api-server")
+        while not self.ready():
+            if time.monotonic() > deadline:
+                raise ClusterError(f"the API server did not get ready; {FOLDER / 'log'} tells why.")
             # Its port may be taken a moment longer by what was connected to it: it is started until it stays.
             self.processes.again("api-server")
-            return self.ready()
-
-        self._wait("the API server", ready, time.monotonic() + START_SECONDS)
+            time.sleep(0.1)
         self._api_stopped = False
 
     def heal(self) -> None:

@@ -183,7 +183,10 @@ class Plane:
         objects = kubectl("-n", self.namespace.name, "get", "jobs,pods", "-l", f"rlhf-operator/job={job}", "-o", "wide")
         told = kubectl("-n", self.namespace.name, "get", "events", "--field-selector", "type=Warning")
         warnings = [line for line in told.splitlines() if job in line]
-        return "\n".join([str(self.client.jobs.get(job)), *events, objects, *warnings])
+        found = self.client.jobs.get(job)
+        attempts = [f"attempt {a.number}: {a.reason} {a.exit_code} {a.message}" for a in self.client.jobs.attempts(job)]
+        head = f"{job} is {found.phase}: {found.reason} {found.message}"
+        return "\n".join([head, *attempts, *events, objects, *warnings])
 
     def objects(self, kinds: str = "jobs,pods,secrets,services,networkpolicies") -> list[str]:
         """What there is of attempts in the namespace, as `kind/name`."""
