@@ -16,7 +16,7 @@ import tenacity
 from worker.contract.order import Meeting, Order
 from worker.contract.protocol import Exit, Finish, Termination
 from worker.crew import Crew
-from worker.link import GREETING, Link, LinkThread, Stranger, introduce
+from worker.link import GREETING, HERE, Link, LinkThread, Stranger, introduce
 from worker.logs import log
 from worker.outcome import Outcome
 from worker.paths import store_path
@@ -162,6 +162,7 @@ class _Leader:
         why = "its link has failed"
         try:
             link = await self._found()
+            link.send(HERE)
             for message in self._waiting:
                 link.send(message)
             self._link = link
@@ -186,11 +187,12 @@ class _Leader:
     async def _try(self) -> Link:
         async with asyncio.timeout(GREETING):
             reader, writer = await asyncio.open_connection(self._meeting.host, self._meeting.port)
-            try:
+        try:
+            async with asyncio.timeout(GREETING):
                 return await introduce(reader, writer, self._token_file.read_bytes().strip(), self._node)
-            except BaseException:
-                writer.transport.abort()
-                raise
+        except BaseException:
+            writer.transport.abort()
+            raise
 
     @property
     def _where(self) -> str:

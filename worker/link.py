@@ -5,6 +5,7 @@ Each end proves to the other that it has the attempt's token, which itself is ne
     leader   → follower   a nonce
     follower → leader     its node, a nonce of its own, and an HMAC of all that
     leader   → follower   another HMAC of all that
+    follower → leader     that it is here: until then it may still give this connection up, and try another
 
 The leader proves itself last: a stranger gets 36 bytes of no meaning, and is hung up on. Everything after that is a
 JSON object with an HMAC of a key that this connection alone has, and of its number, so that nothing can be slipped in.
@@ -27,6 +28,8 @@ BEAT = 5.0
 SILENT_BEATS = 9
 # Seconds that a greeting may take, from the connection to the last proof.
 GREETING = 15.0
+# What a follower says first: it has read the last proof, and will not try again on another connection.
+HERE = {"here": True}
 _MAGIC = b"rl\x00\x01"
 _NONCE = 32
 _PROOF = 32

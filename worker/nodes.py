@@ -162,14 +162,23 @@ class Nodes:
         finally:
             self._strangers.pop(writer, None)
         node = self._nodes[number]
-        node.link = link
-        log(f"node {number} is here")
-        self.news()
+
+        def hear(message: dict[str, Any]) -> None:
+            if node.link is None and not node.left.is_set():
+                node.link = link
+                log(f"node {number} is here")
+            if node.link is not link:
+                link.close()
+                return
+            node.hear(message)
+
         why = "its link has failed"
         try:
-            why = await link.listen(node.hear)
+            why = await link.listen(hear)
         finally:
-            node.leave(f"node {number} is gone: {why}")
+            # A connection that it gave up before it was here is not the one that counts.
+            if node.link is link:
+                node.leave(f"node {number} is gone: {why}")
 
     def _is_missing(self, number: int) -> bool:
         node = self._nodes.get(number)

@@ -46,7 +46,9 @@ async def collect(
     await _record_checkpoints(job, attempt, database=database, lease=lease, store=store)
     words = seen.termination or attempt.termination
     spoilt = None
-    if seen.exit_code == 0 and words is not None:
+    if seen.exit_code == 0 and words is None:
+        spoilt = "it exited with 0, and its last words are lost: what it made is not known"
+    elif seen.exit_code == 0 and words is not None:
         spoilt = await asyncio.to_thread(check_outputs, store, job.id, attempt.number, words.outputs)
     return Collected(spoilt, tuple(notes))
 

@@ -72,7 +72,7 @@ class KubernetesCluster:
         self._deleted: set[str] = set()
         """Attempts whose Job was deleted from here, so that Kubernetes deletes what it owned."""
         self._looked: set[str] = set()
-        """Attempts that were over, whose pods were asked for once more."""
+        """Attempts that were over, or had lost their Job or its place, of which all was asked for once more."""
         self._refused: dict[str, float] = {}
         """When the API server first refused an attempt, by the monotonic clock."""
         self._tasks: dict[Informer, asyncio.Task[None]] = {}
@@ -154,8 +154,12 @@ class KubernetesCluster:
         if uid is None and name in self._doubtful:
             await self._look_at(name)
         seen = self._seen(name, uid)
-        if seen.exists and not seen.alive and name not in self._looked and self._lacks_pods(name, uid):
-            # Two watches tell of Jobs and of pods, each in its own time: that a pod is gone is asked for, once.
+        if name in self._looked or not seen.exists:
+            return seen
+        # Two watches tell of Jobs and of pods, each in its own time: that something is gone is asked for, once.
+        if seen.orphaned:
+            await self._look_at(name)
+        if seen.orphaned or (not seen.alive and self._lacks_pods(name, uid)):
             await self._pods.list()
             self._looked.add(name)
             seen = self._seen(name, uid)
@@ -175,10 +179,12 @@ class KubernetesCluster:
         """Has the pods end within `grace` seconds. A Job without any that began is deleted instead."""
         job, found = self._job(name), self._pods.of(name)
         if job is not None and not any(map(_began, found)):
-            # Two watches tell of Jobs and of pods, each in its own time: pods may have begun, and even ended, since.
+            # Pods may have begun, and even ended, since the watches told of them.
             of_it = {"labelSelector": labels.selector_of(self._site, name)}
             found = (await self._api.list(PODS, of_it)).get("items") or []
-            if not any(map(_began, found)) and not pods.over(job) and "deletionTimestamp" not in job["metadata"]:
+            job = await self._look_at(name)
+            ending = job is None or pods.over(job) or "deletionTimestamp" in job["metadata"]
+            if job is not None and not ending and not any(map(_began, found)):
                 # One that waits in a queue is gone at once; of another, not before the last of its pods.
                 waits = job["spec"].get("suspend") and not found
                 await self._delete(JOBS, job, propagationPolicy="Background" if waits else "Foreground")

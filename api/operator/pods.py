@@ -183,7 +183,8 @@ def _failure(pod: Json) -> tuple[int, datetime | None, _Cause]:
         return 1, at, _Cause(code, Reason.WORKER_ERROR, f"{name} could not start: {said}", None, at)
     if code is None:
         why = str(pod["status"].get("message") or pod["status"].get("reason") or "it ended without a word")
-        return 6, at, _Cause(None, Reason.KILLED, f"{name}: {why}", None, at)
+        # One that its node refused (too little is free there) is why the others were told to stop.
+        return 2 if pod["status"].get("reason") else 6, at, _Cause(None, Reason.KILLED, f"{name}: {why}", None, at)
     message = f"{name} exited with {code}" + (f": {said.strip()}" if said.strip() else "")
     if code not in (Exit.KILLED, Exit.STOPPED):
         return 1, at, _Cause(code, None, message, None, at)

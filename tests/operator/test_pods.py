@@ -107,6 +107,8 @@ def test_a_failed_pod_beside_one_that_runs_is_failing_and_no_end() -> None:
         ([ended(0, 128, "exec: no such file", "StartError")], 128, Reason.WORKER_ERROR),
         ([ended(0, 1, "a traceback")], 1, None),
         ([a_pod(0, "Failed", reason="Evicted", message="low on memory")], None, Reason.PREEMPTED),
+        # One is refused by its node, and the Job's controller then ends the other.
+        ([a_pod(1, "Failed", reason="OutOfcpu"), ended(0, 143, said(143))], None, Reason.KILLED),
     ],
 )  # fmt: skip
 def test_of_several_ends_the_cause_is_told(pods: list[dict[str, Any]], code: int | None, reason: Reason | None) -> None:

@@ -96,6 +96,24 @@ def test_once_all_nodes_are_there_nobody_else_is_let_in(listener: Listener, spre
         socket.create_connection(("127.0.0.1", job.port), timeout=10)
 
 
+async def given_up(port: int, node: int) -> None:
+    """A connection that has all proofs, and that its node gives up before it is here."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    await introduce(reader, writer, f"{TOKEN}1".encode(), node)
+    writer.transport.abort()
+
+
+def test_a_connection_that_its_node_gave_up_is_not_the_one_that_counts(listener: Listener, spread: MakeSpread) -> None:
+    job = spread(stage={"steps": 20})
+    leader, follower = job.nodes
+    leader.start()
+    knock(job.port).close()
+    asyncio.run(given_up(job.port, 1))
+    follower.start()
+    assert job.wait() == [0, 0]
+    assert listener.losses.keys() == set(range(1, 21))
+
+
 def test_a_node_with_another_token_is_not_let_in(listener: Listener, spread: MakeSpread) -> None:
     job = spread(stage={"steps": 20})
     leader, follower = job.nodes
@@ -135,7 +153,7 @@ def test_a_false_leader_learns_nothing_that_lets_it_in(listener: Listener, sprea
             connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
             assert hung_up_on(connection) == b""
     assert len({said[:32] for said in heard}) == 3
-    assert not any(TOKEN.encode() in said for said in heard)
+    assert not any(f"{TOKEN}1".encode() in said for said in heard)
     leader.start()
     # What it heard does not open the true leader's door.
     stranger = knock(job.port)
