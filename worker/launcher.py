@@ -173,9 +173,11 @@ class Launcher:
                     self._gathered = {}
             else:
                 self._outbox.hear(message)
-                # What comes before a checkpoint is not done again: it is told while that is being written, so that it
-                # does not wait here, where it can be lost, once the checkpoint is whole.
-                if message["kind"] == "checkpoint" or message.get("activity") == "saving":
+                # What comes before a checkpoint is not done again: it is on disk, or told, while that is being written,
+                # so that it does not wait here, where it can be lost, once the checkpoint is whole.
+                if message.get("activity") == "saving":
+                    self._reporter.shelter()
+                elif message["kind"] == "checkpoint":
                     self._reporter.nudge()
 
     def _hear_end(self, rank: Rank) -> None:

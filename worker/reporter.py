@@ -73,6 +73,10 @@ class Reporter(threading.Thread):
         self._thinned_told = False
         self._samples_thinned_told = False
         self._over = self._gone = False
+        # Of the spool and of what is being sent; not held while anybody is waited for.
+        self._lock = threading.RLock()
+        self._sending: Report | None = None
+        """A report that is being sent, and is not in the spool."""
         self.accepted = False
         """Whether any report was accepted: before that, nothing is written anywhere."""
 
@@ -84,6 +88,15 @@ class Reporter(threading.Thread):
     def nudge(self) -> None:
         """Sends a report at once."""
         self._due.set()
+
+    def shelter(self) -> None:
+        """Brings all to disk that is not answered yet, also what is being sent just now, and has it sent at once."""
+        if self.accepted:
+            with self._lock:
+                if self._sending is not None:
+                    self._keep(self._sending)
+                self._keep_all()
+        self.nudge()
 
     def close(self, finish: Finish | None, within: float) -> None:
         """Sends what is left and then `finish`, in `within` seconds at most; returns when that is done or given up."""
@@ -117,7 +130,8 @@ class Reporter(threading.Thread):
             self._closed.wait()
             self._keep_all()
         if not self._gone:
-            self._spool.settle()
+            with self._lock:
+                self._spool.settle()
 
     def _first(self) -> bool:
         """Sends the first report until it is answered; gives whether it was accepted. It touches nothing."""
@@ -147,23 +161,37 @@ class Reporter(threading.Thread):
 
     def _report(self) -> None:
         """Sends the news there is; with none, an empty report as a sign of life."""
-        self._spool.settle()
+        with self._lock:
+            self._spool.settle()
         if self._deliver():
-            while self._send(report := self._outbox.cut()):
+            while self._send_news():
                 # What came while it was sent goes with the next, or a busy machine would send a report a point.
                 if not self._outbox.left_over:
                     return
-            self._keep(report)
         self._keep_all()
+
+    def _send_news(self) -> bool:
+        """Sends the oldest news, and spools it where that fails. Gives whether it was sent."""
+        with self._lock:
+            report = self._sending = self._outbox.cut()
+        sent = self._send(report)
+        with self._lock:
+            self._sending = None
+            if not sent:
+                self._keep(report)
+            elif report.seq in self._spool:
+                self._spool.remove(report.seq)
+        return sent
 
     def _keep_all(self) -> None:
         """Spools all the news there is."""
-        while not self._gone and self._outbox.pending():
-            self._keep(self._outbox.cut())
+        with self._lock:
+            while not self._gone and self._outbox.pending():
+                self._keep(self._outbox.cut())
 
     def _keep(self, report: Report) -> None:
         """Spools a report, unless it says nothing that a later one does not."""
-        if not self._gone and says_something(report):
+        if not self._gone and says_something(report) and report.seq not in self._spool:
             self._spool.add(report)
         if self._spool.samples_thinned and not self._samples_thinned_told:
             self._samples_thinned_told = True
@@ -178,16 +206,21 @@ class Reporter(threading.Thread):
 
     def _deliver(self) -> bool:
         """Sends what is in the spool, oldest first, until one finds no answer. Gives whether all is sent."""
-        while not self._over and (report := self._spool.oldest()) is not None:
+        while not self._over and (report := self._oldest()) is not None:
             if self._deadline and time.monotonic() > self._deadline:
                 return False
             if not self._send(report):
                 return False
-            self._spool.remove(report.seq)
+            with self._lock:
+                self._spool.remove(report.seq)
         if self._spool.lost:
             self._outbox.event("ReportsLost", f"{self._spool.lost} spooled reports could not be read again", "warning")
             self._spool.lost = 0
         return True
+
+    def _oldest(self) -> Report | None:
+        with self._lock:
+            return self._spool.oldest()
 
     def _send(self, report: Report) -> bool:
         """Sends one report. Gives whether it is done with: accepted, or one that never will be."""

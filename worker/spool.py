@@ -36,13 +36,16 @@ class Spool:
     def __len__(self) -> int:
         return len(self._sizes)
 
+    def __contains__(self, seq: int) -> bool:
+        return seq in self._sizes
+
     @property
     def bytes(self) -> int:
         """Bytes of JSON in it."""
         return sum(self._sizes.values())
 
     def add(self, report: Report) -> None:
-        """Takes a report whose `seq` is above all before it."""
+        """Takes a report, which is told in the order of its `seq`."""
         self._keep(report)
         if self.bytes > self._thin_above:
             self._thin()

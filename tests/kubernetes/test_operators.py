@@ -270,8 +270,14 @@ def test_whatever_it_was_about_to_do_an_operator_that_wakes_does_nothing(side_by
     side_by_side.result(name)
 
 
-def is_paused_and_goes_on(plane: Plane, job: str) -> None:
+def runs(plane: Plane, job: str) -> None:
+    """Waits until a job runs and its operator knows, which may have died of it."""
+    plane.comes_to(job, "running")
     plane.reaches_step(job, 5)
+
+
+def is_paused_and_goes_on(plane: Plane, job: str) -> None:
+    runs(plane, job)
     plane.client.jobs.pause(job)
     plane.comes_to(job, "paused", seconds=300)
     plane.client.jobs.resume(job)
@@ -279,14 +285,14 @@ def is_paused_and_goes_on(plane: Plane, job: str) -> None:
 
 
 def is_cancelled_while_it_runs(plane: Plane, job: str) -> None:
-    plane.reaches_step(job, 5)
+    runs(plane, job)
     is_cancelled(plane, job)
 
 
 def but_for_where_it_was_stopped(end: End) -> End:
     """Nobody says after which step a wish is heard."""
     attempts = tuple((number, reason, code, None) for number, reason, code, _ in end.attempts)
-    return replace(end, attempts=attempts)
+    return replace(end, attempts=attempts, checkpoints=end.checkpoints[-1:])
 
 
 def but_for_how_far_it_came(end: End) -> End:
@@ -303,7 +309,7 @@ def test_operators_killed_before_and_after_each_step_of_two_pods_that_fail_first
 
 @pytest.mark.soak
 def test_operators_killed_before_and_after_each_step_of_two_pods_that_are_paused(ground: Ground) -> None:
-    spec = rehearsal(60, resources={"nodes": 2})
+    spec = rehearsal(200, resources={"nodes": 2})
     alike = but_for_where_it_was_stopped
     steps = killed_at_each_step(ground, "paused", "both", spec, is_paused_and_goes_on, alike)
     assert {"stop_attempt a1", "settle paused a1", "move queued a1", "settle succeeded a2"} <= steps

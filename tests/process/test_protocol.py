@@ -167,6 +167,27 @@ def test_training_goes_on_while_nobody_takes_reports_and_all_of_them_arrive_in_o
     assert job.termination().undelivered == 0
 
 
+def test_what_led_to_a_checkpoint_is_on_disk_though_the_control_plane_hangs_and_all_is_killed(
+    listener: Listener, attempt: MakeAttempt
+) -> None:
+    job = attempt(stage=LONG, checkpoint={"every_steps": 40}).start()
+    until(lambda: listener.checkpoints)
+    listener.status = lambda report: HANG
+    before = len(listener.seen)
+    until(lambda: len(listener.seen) > before)
+
+    def saved() -> int:
+        return max(int(path.name[5:]) for path in job.own.glob("checkpoints/step-*"))
+
+    whole = saved() + 40
+    # Sooner than the call that hangs is given up, after 5 s.
+    until(lambda: saved() > whole and job.spool, 4)
+    job.kill_group()
+    left = [Report.model_validate_json(path.read_bytes()) for path in job.spool]
+    spooled = {metric.step for report in left for metric in report.metrics if metric.name == "train/loss"}
+    assert listener.losses.keys() | spooled >= set(range(1, whole + 1))
+
+
 def test_a_control_plane_that_comes_back_elsewhere_is_found(listener: Listener, attempt: MakeAttempt) -> None:
     job = attempt(stage={"steps": 500}).start()
     until(lambda: listener.step > 0)
