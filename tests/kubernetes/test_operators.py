@@ -299,17 +299,21 @@ def but_for_how_far_it_came(end: End) -> End:
     return replace(but_for_where_it_was_stopped(end), losses=(), checkpoints=())
 
 
+# Steps that take longer than operators who die before and after each of theirs need to come to see them.
+LONG = 200
+
+
 @pytest.mark.soak
 def test_operators_killed_before_and_after_each_step_of_two_pods_that_fail_first(ground: Ground) -> None:
     stage = {"fault": {"step": 6, "kind": "error", "attempt": 1}}
-    spec = rehearsal(STEPS, stage=stage, resources={"nodes": 2})
+    spec = rehearsal(LONG, stage=stage, resources={"nodes": 2})
     steps = killed_at_each_step(ground, "fails-first", "both", spec, succeeds)
     assert {"settle queued a1", "create jobs a2", "settle succeeded a2", "mark_cleaned a2"} <= steps
 
 
 @pytest.mark.soak
 def test_operators_killed_before_and_after_each_step_of_two_pods_that_are_paused(ground: Ground) -> None:
-    spec = rehearsal(200, resources={"nodes": 2})
+    spec = rehearsal(LONG, resources={"nodes": 2})
     alike = but_for_where_it_was_stopped
     steps = killed_at_each_step(ground, "paused", "both", spec, is_paused_and_goes_on, alike)
     assert {"stop_attempt a1", "settle paused a1", "move queued a1", "settle succeeded a2"} <= steps
