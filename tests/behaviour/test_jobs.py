@@ -51,10 +51,19 @@ def curve(place: Place, job: str) -> Curve:
     return [(point.step, point.value) for point in place.client.jobs.metrics(job, name="train/loss")]
 
 
+def story(place: Place, job: Job) -> str:
+    """How a job's attempts ended, and its events, for a person who must find out."""
+    jobs = place.client.jobs
+    attempts = [f"attempt {a.number}: {a.reason} {a.exit_code} {a.message}" for a in jobs.attempts(job.id)]
+    events = [f"{event.at:%H:%M:%S.%f} {event.type}: {event.message}" for event in jobs.events(job.id)]
+    return "\n".join([f"{job.id}: {job.message}", *attempts, *events])
+
+
 def ends(place: Place, job: str, phase: str, reason: str, fault: str | None, attempts: int) -> None:
     """The job comes to an end, which is this one."""
     ended = comes_to(place, job, "succeeded", "failed", "cancelled")
-    assert (ended.phase, ended.reason, ended.fault, ended.attempt) == (phase, reason, fault, attempts), ended.message
+    found = (ended.phase, ended.reason, ended.fault, ended.attempt)
+    assert found == (phase, reason, fault, attempts), story(place, ended)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +145,7 @@ def its_launcher_is_told_to_stop_by_somebody(place: Place) -> str | None:
 
 @case
 def a_rank_stands_still(place: Place) -> str | None:
-    job = begun(place, limits={"stall": "12s"})
+    job = begun(place, limits={"stall": "25s"})
     os.kill(ranks(job)[1], signal.SIGSTOP)
     ends(place, job, "succeeded", "Finished", None, 2)
     assert place.client.jobs.attempts(job)[0].reason == "Stalled"
