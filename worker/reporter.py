@@ -163,16 +163,18 @@ class Reporter(threading.Thread):
         """Sends the news there is; with none, an empty report as a sign of life."""
         with self._lock:
             self._spool.settle()
-        if self._deliver():
-            while self._send_news():
-                # What came while it was sent goes with the next, or a busy machine would send a report a point.
-                if not self._outbox.left_over:
-                    return
+        while self._deliver() and self._send_news():
+            # What came while it was sent goes with the next, or a busy machine would send a report a point.
+            if not self._outbox.left_over and not self._spool:
+                return
         self._keep_all()
 
     def _send_news(self) -> bool:
-        """Sends the oldest news, and spools it where that fails. Gives whether it was sent."""
+        """Sends the oldest news, and spools it where that fails. Gives whether it was sent, or must wait its turn."""
         with self._lock:
+            if self._spool:
+                # Sheltered just now, and older: what is told after a later report counts no more.
+                return True
             report = self._sending = self._outbox.cut()
         sent = self._send(report)
         with self._lock:
