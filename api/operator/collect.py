@@ -45,10 +45,11 @@ async def collect(
     notes += await _take_in(job, attempt, seen, database=database, lease=lease, store=store)
     await _record_checkpoints(job, attempt, database=database, lease=lease, store=store)
     words = seen.termination or attempt.termination
-    spoilt = None
-    if seen.exit_code == 0 and words is None:
+    if seen.exit_code != 0:
+        spoilt = None
+    elif words is None:
         spoilt = "it exited with 0, and its last words are lost: what it made is not known"
-    elif seen.exit_code == 0 and words is not None:
+    else:
         spoilt = await asyncio.to_thread(check_outputs, store, job.id, attempt.number, words.outputs)
     return Collected(spoilt, tuple(notes))
 

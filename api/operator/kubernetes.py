@@ -71,8 +71,8 @@ class KubernetesCluster:
         """Attempts whose Job may have been created by a call that nobody answered."""
         self._deleted: set[str] = set()
         """Attempts whose Job was deleted from here, so that Kubernetes deletes what it owned."""
-        self._looked: set[str] = set()
-        """Attempts that were over, or had lost their Job or its place, of which all was asked for once more."""
+        self._looked: set[tuple[str, bool]] = set()
+        """Attempts that were over, or that live and had lost their Job or its place, asked for once more."""
         self._refused: dict[str, float] = {}
         """When the API server first refused an attempt, by the monotonic clock."""
         self._tasks: dict[Informer, asyncio.Task[None]] = {}
@@ -154,14 +154,14 @@ class KubernetesCluster:
         if uid is None and name in self._doubtful:
             await self._look_at(name)
         seen = self._seen(name, uid)
-        if name in self._looked or not seen.exists:
+        if (name, seen.alive) in self._looked or not seen.exists:
             return seen
         # Two watches tell of Jobs and of pods, each in its own time: that something is gone is asked for, once.
         if seen.orphaned:
             await self._look_at(name)
         if seen.orphaned or (not seen.alive and self._lacks_pods(name, uid)):
             await self._pods.list()
-            self._looked.add(name)
+            self._looked.add((name, seen.alive))
             seen = self._seen(name, uid)
         return seen
 
@@ -178,7 +178,7 @@ class KubernetesCluster:
     async def stop(self, name: str, grace: float) -> None:
         """Has the pods end within `grace` seconds. A Job without any that began is deleted instead."""
         job, found = self._job(name), self._pods.of(name)
-        if job is not None and not any(map(_began, found)):
+        if job is not None and "deletionTimestamp" not in job["metadata"] and not any(map(_began, found)):
             # Pods may have begun, and even ended, since the watches told of them.
             of_it = {"labelSelector": labels.selector_of(self._site, name)}
             found = (await self._api.list(PODS, of_it)).get("items") or []
@@ -218,7 +218,7 @@ class KubernetesCluster:
                 await self._delete(PODS, pod, gracePeriodSeconds=1)
         if job is not None or left:
             return False
-        self._looked.discard(name)
+        self._looked -= {(name, True), (name, False)}
         if name in self._deleted:
             self._deleted.discard(name)
         else:

@@ -8,7 +8,7 @@ import pytest
 
 from client.records import Job
 from tests.behaviour.conftest import Place
-from tests.e2e.plane import wait_until
+from tests.e2e.plane import story, wait_until
 from tests.kubernetes.processes import launcher, ranks
 from tests.kubernetes.sidelong import Cases
 
@@ -52,19 +52,11 @@ def curve(place: Place, job: str) -> Curve:
     return [(point.step, point.value) for point in place.client.jobs.metrics(job, name="train/loss")]
 
 
-def story(place: Place, job: Job) -> str:
-    """How a job's attempts ended, and its events, for a person who must find out."""
-    jobs = place.client.jobs
-    attempts = [f"attempt {a.number}: {a.reason} {a.exit_code} {a.message}" for a in jobs.attempts(job.id)]
-    events = [f"{event.at:%H:%M:%S.%f} {event.type}: {event.message}" for event in jobs.events(job.id)]
-    return "\n".join([f"{job.id}: {job.message}", *attempts, *events])
-
-
 def ends(place: Place, job: str, phase: str, reason: str, fault: str | None, attempts: int) -> None:
     """The job comes to an end, which is this one."""
     ended = comes_to(place, job, "succeeded", "failed", "cancelled")
     found = (ended.phase, ended.reason, ended.fault, ended.attempt)
-    assert found == (phase, reason, fault, attempts), story(place, ended)
+    assert found == (phase, reason, fault, attempts), story(place.client, job)
 
 
 @pytest.fixture(scope="module")

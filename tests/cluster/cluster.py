@@ -84,9 +84,7 @@ class Cluster:
 
     def start_api_server(self) -> None:
         """Start it again on the same data, and return when it is ready; nothing if it runs."""
-
         deadline = time.monotonic() + START_SECONDS
-        self.processes.again("api-server")
         while not self.ready():
             if time.monotonic() > deadline:
                 raise ClusterError(f"the API server did not get ready; {FOLDER / 'log'} tells why.")

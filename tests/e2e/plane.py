@@ -35,6 +35,14 @@ def wait_until(condition: Callable[[], T], *, seconds: float = 60.0, what: str =
     return answer
 
 
+def story(client: Client, job: str) -> str:
+    """How a job and its attempts ended, and its events, for a person who must find out."""
+    found = client.jobs.get(job)
+    attempts = [f"attempt {a.number}: {a.reason} {a.exit_code} {a.message}" for a in client.jobs.attempts(job)]
+    events = [f"{e.at:%H:%M:%S.%f} {e.type}: {e.message}" for e in client.jobs.events(job)]
+    return "\n".join([f"{job} is {found.phase}: {found.reason} {found.message}", *attempts, *events])
+
+
 class ControlPlane:
     """`python -m api --role all` on a data folder."""
 

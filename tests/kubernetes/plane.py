@@ -16,7 +16,7 @@ import yaml
 from client import Client
 from client.records import Job
 from tests.cluster.cluster import Cluster
-from tests.e2e.plane import free_port, wait_until
+from tests.e2e.plane import free_port, story, wait_until
 from tests.kubernetes.namespace import REPOSITORY, Namespace
 from tests.kubernetes.observer import Observer
 
@@ -178,15 +178,11 @@ class Plane:
 
     def story(self, job: str) -> str:
         """The job's events and its objects, for a person who must find out."""
-        events = [f"{e.at:%H:%M:%S} {e.type}: {e.message}" for e in self.client.jobs.events(job)]
         kubectl = self.cluster.kubectl
         objects = kubectl("-n", self.namespace.name, "get", "jobs,pods", "-l", f"rlhf-operator/job={job}", "-o", "wide")
         told = kubectl("-n", self.namespace.name, "get", "events", "--field-selector", "type=Warning")
         warnings = [line for line in told.splitlines() if job in line]
-        found = self.client.jobs.get(job)
-        attempts = [f"attempt {a.number}: {a.reason} {a.exit_code} {a.message}" for a in self.client.jobs.attempts(job)]
-        head = f"{job} is {found.phase}: {found.reason} {found.message}"
-        return "\n".join([head, *attempts, *events, objects, *warnings])
+        return "\n".join([story(self.client, job), objects, *warnings])
 
     def objects(self, kinds: str = "jobs,pods,secrets,services,networkpolicies") -> list[str]:
         """What there is of attempts in the namespace, as `kind/name`."""
