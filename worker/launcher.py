@@ -33,6 +33,8 @@ ASK_WITHIN = 2.0
 AFTER_FAILURE = 3.0
 # What of the grace is kept for the last reports: a share of it, and at most these seconds.
 _KEPT_SHARE, _KEPT_SECONDS = 0.2, 5.0
+# Seconds that the last reports may still take once a signal asks for the end; a call in flight is added.
+_HURRIED = 2.0
 # Seconds that the other nodes have to hear how the attempt ended.
 _FAREWELL = 2.0
 
@@ -83,7 +85,7 @@ class Launcher:
         self._over = False
         self._refused: str | None = None
         self._reporter = Reporter(order, outbox, store_path(order.store) / order.folder / "spool", self._tell)
-        self._reporting = False
+        self._reporting = self._delivering = False
         self._crew = Crew(order, order_file, lock_fd, 0, self._asked)
         self._ranks: list[Rank] = [*self._crew.ranks]
         self._nodes = _other_nodes(order, self._crew.wake, self._asked)
@@ -129,6 +131,9 @@ class Launcher:
 
         The reports that are not delivered stay in the spool, for the operator to read.
         """
+        self._delivering = True
+        if self._signalled:
+            self._hurry()
         if self._reporter.accepted:
             self._outbox.stopping()
             self._reporter.close(None if self._over else finish, self._drain_within())
@@ -270,6 +275,13 @@ class Launcher:
     def _asked(self) -> None:
         """Called by a signal's handler, or another node's, in the midst of anything; a second changes nothing."""
         self._signalled = True
+        if self._delivering:
+            self._hurry()
+
+    def _hurry(self) -> None:
+        """The ranks are done: this must be over before whoever asks for the end kills it, or nobody knows that."""
+        if self._grace_ends_at is None:
+            self._reporter.hurry(_HURRIED)
 
 
 def _other_nodes(order: Order, wake: Callable[[], None], asked: Callable[[], None]) -> "Nodes | None":

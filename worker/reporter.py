@@ -3,6 +3,7 @@
 It never makes the training wait. What it hears, it hands to the launcher.
 """
 
+import math
 import secrets
 import sys
 import threading
@@ -68,7 +69,7 @@ class Reporter(threading.Thread):
         self._due = threading.Event()
         self._closed = threading.Event()
         self._finish: Finish | None = None
-        self._deadline = 0.0
+        self._deadline = self._hurried = math.inf
         self._refused = 0
         self._thinned_told = False
         self._samples_thinned_told = False
@@ -106,6 +107,10 @@ class Reporter(threading.Thread):
         self._due.set()
         # A call in flight may last longer; whatever it carries is in the spool.
         self.join(within + 1.0)
+
+    def hurry(self, within: float) -> None:
+        """Gives the last reports so many seconds more at most. Safe in a signal's handler."""
+        self._hurried = time.monotonic() + within
 
     def run(self) -> None:
         """The thread's life: the first report until it is answered, then one every heartbeat, then the rest."""
@@ -209,7 +214,7 @@ class Reporter(threading.Thread):
     def _deliver(self) -> bool:
         """Sends what is in the spool, oldest first, until one finds no answer. Gives whether all is sent."""
         while not self._over and (report := self._oldest()) is not None:
-            if self._deadline and time.monotonic() > self._deadline:
+            if self._left() <= 0:
                 return False
             if not self._send(report):
                 return False
@@ -266,13 +271,16 @@ class Reporter(threading.Thread):
         self._report()
         wait = 0.1
         while not self._over and not (self._deliver() and not self._outbox.pending() and self._said_finish()):
-            left = self._deadline - time.monotonic()
-            if left <= 0:
+            if (left := self._left()) <= 0:
                 break
             time.sleep(min(wait, left))
             wait = min(wait * 2, _LONGEST_WAIT)
             self._keep_all()
         self._keep_all()
+
+    def _left(self) -> float:
+        """Seconds that the last reports may still take."""
+        return min(self._deadline, self._hurried) - time.monotonic()
 
     def _said_finish(self) -> bool:
         if self._finish is None:

@@ -253,8 +253,11 @@ def _running(
     if limits.wall_clock is not None and ran > limits.wall_clock:
         message = f"it ran for longer than limits.wall_clock ({limits.wall_clock:g} s over all attempts)"
         return [Stop(grace, Reason.DEADLINE_EXCEEDED, message)]
-    progressed = attempt.progressed_at or attempt.accepted_at or attempt.created_at
-    if (now - max(progressed, up_since)).total_seconds() > limits.stall:
+    began = attempt.accepted_at or attempt.created_at
+    progressed, heard = max(attempt.progressed_at or began, up_since), attempt.reported_at or began
+    # By its own word alone. Who is not heard may train on, and its reports wait beside its checkpoints: were it ended
+    # for that, a service that answers no worker for half an hour would end them all.
+    if (heard - progressed).total_seconds() > limits.stall:
         message = f"it made no step, load or save within limits.stall ({limits.stall:g} s)"
         return [Stop(rules.short_grace, Reason.STALLED, message), Move(Phase.FINISHING)]
     return [*_prune(job), *_tell(job, seen)]

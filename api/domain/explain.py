@@ -64,8 +64,6 @@ class Facts:
     now: datetime
     tried: tuple[Tried, ...] = ()
     """The attempts that are over, the first one first."""
-    reported_at: datetime | None = None
-    """When the current attempt last reported."""
     activity: str | None = None
     step: int | None = None
     steps: int | None = None
@@ -265,9 +263,9 @@ def _because(facts: Facts) -> Iterator[str]:
 def _current(facts: Facts, attempt: Attempt) -> Iterator[str]:
     """How the attempt stands that there is, and what time is left to it."""
     job, now, limits = facts.job, facts.now, facts.job.spec.limits
-    if facts.reported_at is not None:
+    if attempt.reported_at is not None:
         busy = f" (then {facts.activity})" if facts.activity and job.phase is Phase.FINISHING else ""
-        yield f"It last reported {_ago(facts, facts.reported_at)}{busy}"
+        yield f"It last reported {_ago(facts, attempt.reported_at)}{busy}"
     if job.phase is Phase.STARTING and attempt.stopping_since is None:
         if job.reason is Reason.AWAITING_ADMISSION:
             yield f"limits.start ({span(limits.start)}) is counted from its admission"
@@ -281,11 +279,13 @@ def _current(facts: Facts, attempt: Attempt) -> Iterator[str]:
         grace = job.spec.checkpoint.grace
         yield _left("checkpoint.grace", grace, grace - (now - attempt.stopping_since).total_seconds(), "to save in")
         return
-    progressed = attempt.progressed_at or attempt.accepted_at or attempt.created_at
-    silent = (now - progressed).total_seconds()
-    if silent > min(_SILENCE, limits.stall / 2):
-        yield f"It made its last step, load or save {span(silent)} ago"
-        yield _left("limits.stall", limits.stall, limits.stall - silent, "to the next one")
+    began = attempt.accepted_at or attempt.created_at
+    progressed = attempt.progressed_at or began
+    # Who is not heard may have made steps since: that it stands still is what it says itself.
+    still = ((attempt.reported_at or began) - progressed).total_seconds()
+    if still > min(_SILENCE, limits.stall / 2):
+        yield f"It told of its last step, load or save {_ago(facts, progressed)}"
+        yield _left("limits.stall", limits.stall, limits.stall - still, "to the next one")
     if limits.wall_clock is not None:
         left = limits.wall_clock - job.ran_for - running_time(attempt, now)
         yield _left("limits.wall_clock", limits.wall_clock, left, "of running")
@@ -338,7 +338,8 @@ def _number(job: Job) -> int:
 
 def _silence(facts: Facts) -> float | None:
     """Seconds since the last report; None: there was none."""
-    return (facts.now - facts.reported_at).total_seconds() if facts.reported_at is not None else None
+    heard = facts.job.attempt.reported_at if facts.job.attempt is not None else None
+    return (facts.now - heard).total_seconds() if heard is not None else None
 
 
 def _at_step(facts: Facts) -> str:

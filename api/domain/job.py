@@ -107,6 +107,8 @@ class Attempt:
     ended_at: datetime | None = None
     progressed_at: datetime | None = None
     """When the last new `progress.mark` was reported."""
+    reported_at: datetime | None = None
+    """When it was last heard of."""
     began_with_step: int | None = None
     """The newest checkpoint of the job when the attempt was made; None: there was none."""
     stopping_since: datetime | None = None

@@ -39,7 +39,6 @@ def facts(connection: Connection, id: str, *, now: datetime, places: int | None)
         job=job,
         now=now,
         tried=_tried(connection, id),
-        reported_at=_reported_at(connection, id, number) if job.phase in ACTIVE else None,
         activity=row.activity,
         step=progress.step if progress is not None else None,
         steps=progress.steps if progress is not None else None,
@@ -60,10 +59,6 @@ def _tried(connection: Connection, id: str) -> tuple[Tried, ...]:
         Tried(row.number, row.ended_at, Reason(row.reason) if row.reason else None, row.message, row.exit_code)
         for row in reversed(rows)
     )
-
-
-def _reported_at(connection: Connection, id: str, number: int) -> datetime | None:
-    return connection.scalar(select(AttemptRow.reported_at).where(AttemptRow.job_id == id, AttemptRow.number == number))
 
 
 def _events(connection: Connection, id: str, number: int) -> tuple[Happened, ...]:

@@ -47,7 +47,9 @@ def make_bridges(nodes: int) -> None:
     settings = {name: Path("/proc/sys", name) for name in _SETTINGS if Path("/proc/sys", name).exists()}
     _BEFORE.write_text(json.dumps({name: file.read_text() for name, file in settings.items()}))
     for node in range(1, nodes + 1):
-        _run("ip", "link", "add", bridge(node), "type", "bridge")
+        # With an address of its own: else it takes the lowest of its ports', which changes as pods come and go, and the
+        # pods that know the last one reach nobody until they ask anew.
+        _run("ip", "link", "add", bridge(node), "address", f"02:00:00:00:00:{node:02x}", "type", "bridge")
         _run("ip", "address", "add", f"{node_address(node)}/24", "dev", bridge(node))
         _run("ip", "link", "set", bridge(node), "up")
     for file in settings.values():

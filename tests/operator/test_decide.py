@@ -150,23 +150,30 @@ def test_running_time_is_summed_over_attempts_against_the_wall_clock_limit() -> 
 
 
 def test_a_job_without_progress_is_stalled() -> None:
-    quiet = job(spec=spec(limits={"stall": "60s"}))
-    assert actions(quiet, seconds=60) == []
-    stop, move = actions(quiet, seconds=61)
+    assert actions(_standing(reported=60), seconds=60) == []
+    stop, move = actions(_standing(reported=61), seconds=61)
     assert isinstance(stop, Stop)
     assert (stop.reason, stop.grace) == (Reason.STALLED, 10.0)
     assert move == Move(Phase.FINISHING)
 
 
-def test_silence_is_counted_from_when_we_came_up() -> None:
-    quiet = job(spec=spec(limits={"stall": "60s"}))
-    assert actions(quiet, seconds=1000, up_since=at(940)) == []
-    assert actions(quiet, seconds=1001, up_since=at(940)) != []
+def test_a_job_that_is_not_heard_is_not_called_stalled() -> None:
+    assert actions(_standing(reported=60), seconds=100_000) == []
+
+
+def test_a_stall_is_counted_from_when_we_came_up() -> None:
+    assert actions(_standing(reported=1000), seconds=1000, up_since=at(940)) == []
+    assert actions(_standing(reported=1001), seconds=1001, up_since=at(940)) != []
 
 
 def test_progress_puts_a_stall_off() -> None:
-    moving = job(spec=spec(limits={"stall": "60s"}), attempt=attempt(accepted_at=T0, progressed_at=at(50)))
-    assert actions(moving, seconds=110) == []
+    assert actions(_standing(reported=110, progressed=50), seconds=110) == []
+
+
+def _standing(reported: float, progressed: float = 0) -> Job:
+    """A job that may stand still for a minute."""
+    told = attempt(accepted_at=T0, progressed_at=at(progressed), reported_at=at(reported))
+    return job(spec=spec(limits={"stall": "60s"}), attempt=told)
 
 
 def test_checkpoints_beyond_keep_are_pruned() -> None:

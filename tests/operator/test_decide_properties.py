@@ -30,6 +30,7 @@ attempts = st.builds(
     number=st.integers(1, 5),
     accepted_at=maybe_times,
     progressed_at=maybe_times,
+    reported_at=maybe_times,
     stopping_since=maybe_times,
     stop_reason=reasons,
     began_with_step=st.none() | st.integers(0, 50),

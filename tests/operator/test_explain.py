@@ -14,7 +14,7 @@ from api.domain import cluster_words
 from api.domain.advice import ADVICE
 from api.domain.case import Case
 from api.domain.explain import Explanation, Facts, Happened, Line, Tried, explain
-from api.domain.job import Desired, Job, Need, Phase, Reason
+from api.domain.job import Attempt, Desired, Job, Need, Phase, Reason
 from client.cli import app
 from tests.operator.builders import T0, at, attempt, job, spec
 from worker.contract.spec import JobSpec
@@ -130,19 +130,29 @@ def test_every_field_that_the_advice_names_is_one_of_the_spec() -> None:
     assert found - of_quotas <= known
 
 
+def _heard(seconds: float, progressed: float = 0) -> Attempt:
+    """An attempt that reported last so many seconds after it was accepted."""
+    return attempt(accepted_at=T0, progressed_at=at(progressed), reported_at=at(seconds))
+
+
 def test_a_job_that_runs_well_says_so_with_its_step_and_its_last_report() -> None:
-    explanation = told(job(), reported_at=at(98), activity="training", step=5, steps=100)
+    explanation = told(job(attempt=_heard(98)), activity="training", step=5, steps=100)
     assert explanation.summary == "All is well: attempt 1 runs, training, at step 5 of 100."
     assert "It last reported 2 s ago." in explanation.because
     assert explanation.todo == ()
 
 
 def test_one_that_has_gone_quiet_says_for_how_long_and_what_time_is_left() -> None:
-    about = job(spec=spec(limits={"stall": "30m", "wall_clock": "2h"}), ran_for=600.0)
-    explanation = told(about, 900, reported_at=at(500))
+    limits = {"stall": "30m", "wall_clock": "2h"}
+    explanation = told(job(spec=spec(limits=limits), ran_for=600.0, attempt=_heard(500)), 900)
     assert explanation.summary == "Attempt 1 runs, but has not reported for 7 min."
-    assert "limits.stall (30 min) leaves it at least 15 min to the next one." in explanation.because
     assert "limits.wall_clock (2 h) leaves it at least 95 min of running." in explanation.because
+
+
+def test_one_that_reports_and_stands_still_says_what_time_is_left_to_it() -> None:
+    explanation = told(job(spec=spec(limits={"stall": "30m"}), attempt=_heard(900)), 901)
+    assert "It told of its last step, load or save 15 min ago." in explanation.because
+    assert "limits.stall (30 min) leaves it at least 15 min to the next one." in explanation.because
 
 
 def test_a_start_says_what_is_left_of_its_limit_and_one_that_waits_in_a_queue_that_it_does_not_count() -> None:
@@ -334,7 +344,7 @@ def test_only_the_last_attempts_are_told_of() -> None:
     ],
 )
 def test_one_that_is_being_ended_says_for_whom(fields: dict[str, Any], summary: str) -> None:
-    assert told(job(**fields), reported_at=at(99)).summary == summary
+    assert told(job(**fields)).summary == summary
 
 
 def test_wishes_that_the_operator_has_not_seen_to_yet_are_told() -> None:

@@ -1,12 +1,13 @@
 """The operator on both databases, with real processes: each job goes where its owner wants it."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from api.domain.observation import Observation
 from api.operator.local import LocalCluster
 from api.store import models
 from api.store.database import Database, utcnow
+from api.store.reports import AttemptOver
 from api.store.tables import CheckpointRow, MetricRow, ModelRow
 from tests.operator.conftest import STAND_IN, Plane, holders, until
 from worker.contract.manifest import MANIFEST, describe
@@ -111,9 +113,17 @@ async def test_ranks_whose_launcher_was_killed_are_ended_and_the_next_attempt_co
 
 
 async def test_a_job_that_reports_but_makes_no_step_is_stalled(plane: Plane) -> None:
-    job = await plane.post(**wishes(seconds=600), limits={"stall": "300ms"}, retry={"max_attempts": 1})
+    job = await plane.post(**wishes(seconds=600), limits={"stall": "10ms"}, retry={"max_attempts": 1})
     await plane.runs(job)
-    row = await plane.reaches(job, Phase.FAILED)
+    seqs = count(2)
+
+    async def ended() -> Any:
+        with contextlib.suppress(AttemptOver):
+            await plane.report(job, seq=next(seqs))
+        row = await plane.job(job)
+        return row if row.phase == Phase.FAILED else None
+
+    row = await until(ended)
     assert (row.reason, row.fault) == (Reason.STALLED, "infra")
 
 

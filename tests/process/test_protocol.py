@@ -1,14 +1,17 @@
 """What a worker does at each answer of the control plane, and at none."""
 
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.process.attempts import Attempt, until
 from tests.process.listener import HANG, Listener
 from worker.contract.protocol import Report
+from worker.reporter import DRAIN
 
 MakeAttempt = Callable[..., Attempt]
 LONG = {"steps": 100_000}
@@ -259,3 +262,19 @@ def test_many_messages_are_merged_into_one_report(listener: Listener, attempt: M
     assert job.wait() == 0
     assert listener.losses.keys() == set(range(1, 2501))
     assert len(listener.accepted) < 12
+
+
+def test_one_that_is_done_and_only_has_reports_left_ends_well_when_it_is_told_to_stop(
+    listener: Listener, attempt: MakeAttempt
+) -> None:
+    job = attempt(stage={"steps": 300}).start()
+    until(lambda: listener.step > 0)
+    listener.stop()
+    until(lambda: not psutil.Process(job.pid).children())
+    job.signal(signal.SIGTERM)
+    # Whoever said that would kill it after its grace; by itself it would try for a minute.
+    assert job.process is not None
+    assert job.process.wait(timeout=DRAIN / 2) == 0
+    said = job.termination()
+    assert (said.outcome, said.step) == ("succeeded", 300)
+    assert said.undelivered == len(job.spool) > 0
