@@ -29,10 +29,10 @@ _FAMILIES = {"gptneox": "gpt_neox"}
 
 
 async def configurations(
-    spec: JobSpec, resolver: Resolver, store: Store, settings: Settings
+    spec: JobSpec, project: str, resolver: Resolver, store: Store, settings: Settings
 ) -> dict[str, dict[str, Any]]:
     """Each model's `config.json` by the path of its reference in the spec. Raises InvalidSpec with all problems."""
-    inputs = await resolver.resolve(spec, data=False)
+    inputs = await resolver.resolve(spec, project, data=False)
     problems, found = [], {}
     for path, given in inputs.items():
         try:

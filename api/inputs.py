@@ -56,14 +56,17 @@ class Resolver:
         self._settings, self._database, self._store, self._site = settings, database, store, site
         self._weights = Weights()
 
-    async def resolve(self, spec: JobSpec, *, data: bool = True) -> dict[str, Input]:
-        """The inputs by their path in the spec; without `data` only models. Raises InvalidSpec with all problems."""
-        found = await self._look_up(spec, data=data)
+    async def resolve(self, spec: JobSpec, project: str, *, data: bool = True) -> dict[str, Input]:
+        """The inputs by their path in the spec; without `data` only models. Files and models are the project's.
+
+        Raises InvalidSpec with all problems.
+        """
+        found = await self._look_up(spec, project, data=data)
         if found.problems:
             raise InvalidSpec(found.problems)
         return found.inputs
 
-    async def resolve_steps(self, pipeline: PipelineSpec) -> dict[str, dict[str, Input]]:
+    async def resolve_steps(self, pipeline: PipelineSpec, project: str) -> dict[str, dict[str, Input]]:
         """The inputs of all steps from outside, by step and path. Raises InvalidSpec with all problems.
 
         What steps will hand over to each other is known in part, and checked as far as it is.
@@ -73,7 +76,7 @@ class Resolver:
         problems: list[Problem] = []
         for name in pipeline.in_order():
             spec = pipeline.steps[name]
-            found[name] = here = await self._look_up(spec, made=made)
+            found[name] = here = await self._look_up(spec, project, made=made)
             made[name] = foreseen(spec, here.inputs, here.models)
             problems += [Problem(f"steps.{name}.{p.path}", p.message) for p in here.problems]
         if problems:
@@ -81,7 +84,12 @@ class Resolver:
         return {name: found[name].inputs for name in pipeline.steps}
 
     async def _look_up(
-        self, spec: JobSpec, *, data: bool = True, made: Mapping[str, Mapping[str, Config]] | None = None
+        self,
+        spec: JobSpec,
+        project: str,
+        *,
+        data: bool = True,
+        made: Mapping[str, Mapping[str, Config]] | None = None,
     ) -> _Found:
         """All that the references lead to. `made` is what earlier steps of a pipeline will hand over."""
         found = _Found({}, {}, {}, unfit_services(spec, self._settings) + unfit_patterns(spec))
@@ -91,7 +99,7 @@ class Resolver:
             try:
                 if wanted.kind == "data":
                     if data:
-                        found.inputs[path], found.rows[path] = await self._data(wanted, spec)
+                        found.inputs[path], found.rows[path] = await self._data(wanted, spec, project)
                     continue
                 if called.startswith(STEPS):  # the model itself is known once that step has succeeded
                     need = need_of(wanted)
@@ -99,7 +107,9 @@ class Resolver:
                     if config is None:
                         continue
                 else:
-                    found.inputs[path], known = await self._model(called, tokenizer_only=wanted.kind == "tokenizer")
+                    found.inputs[path], known = await self._model(
+                        called, project, tokenizer_only=wanted.kind == "tokenizer"
+                    )
                     actor = known.sha256 if path == "stage.actor.model" else actor
                     config = known.config
                 found.models[path] = config
@@ -110,10 +120,10 @@ class Resolver:
         found.problems.extend(not_runnable(spec, found.inputs, self._settings, self._site))
         return found
 
-    async def _data(self, wanted: Wanted, spec: JobSpec) -> tuple[Input, RowKind]:
+    async def _data(self, wanted: Wanted, spec: JobSpec, project: str) -> tuple[Input, RowKind]:
         reference = wanted.reference
         if reference.startswith("files/"):
-            given, kind = await self._file(reference)
+            given, kind = await self._file(reference, project)
         elif reference.startswith(("/", "./")):
             given, kind = await _in_thread(self._data_path, reference)
         else:
@@ -128,11 +138,11 @@ class Resolver:
                 raise Unresolved(f"line {line} has no `answer`, {said}")
         return given, kind
 
-    async def _file(self, reference: str) -> tuple[Input, RowKind]:
+    async def _file(self, reference: str, project: str) -> tuple[Input, RowKind]:
         id = reference.removeprefix("files/")
         try:
             async with self._database.reading() as session:
-                row = await files.get(session, id)
+                row = await files.get(session, id, project)
         except files.NoSuchFile:
             raise Unresolved(f"there is no file {id!r}; upload it with POST /v1/files") from None
         given = Input(reference=reference, kind="file", location=row.path, sha256=row.sha256, rows=row.rows)
@@ -152,10 +162,10 @@ class Resolver:
         given = Input(reference=reference, kind="path", location=str(path), sha256=file_sha256(path), rows=summary.rows)
         return given, summary.kind
 
-    async def _model(self, reference: str, *, tokenizer_only: bool) -> tuple[Input, Known]:
+    async def _model(self, reference: str, project: str, *, tokenizer_only: bool) -> tuple[Input, Known]:
         if reference.startswith("models/"):
             async with self._database.reading() as session:
-                return await self._registered(session, reference, tokenizer_only=tokenizer_only)
+                return await self._registered(session, reference, project, tokenizer_only=tokenizer_only)
         if reference.startswith(("/", "./")):
             return await _in_thread(self._model_path, reference, tokenizer_only)
         try:
@@ -164,10 +174,12 @@ class Resolver:
             raise Unresolved(str(error)) from None
         return Input(reference=reference, kind="hub", location=reference, sha256=found.sha256), found
 
-    async def _registered(self, session: AsyncSession, reference: str, *, tokenizer_only: bool) -> tuple[Input, Known]:
+    async def _registered(
+        self, session: AsyncSession, reference: str, project: str, *, tokenizer_only: bool
+    ) -> tuple[Input, Known]:
         name = reference.removeprefix("models/")
         try:
-            row = await models.get(session, name)
+            row = await models.get(session, name, project)
         except models.NoSuchModel:
             raise Unresolved(f"there is no model {name!r}; GET /v1/models lists them") from None
         path = self._store.inside(row.path)

@@ -6,7 +6,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api import errors, openapi
 from api.control import ControlPlane
-from api.routes import estimate, explain, files, health, history, intents, jobs, models, pipelines, samples, worker
+from api.routes import (
+    access,
+    estimate,
+    explain,
+    files,
+    health,
+    history,
+    intents,
+    jobs,
+    models,
+    pipelines,
+    samples,
+    worker,
+)
 from api.settings import is_loopback
 from api.telemetry import Counting
 
@@ -43,9 +56,21 @@ def create_app(control: ControlPlane) -> FastAPI:
     """The public API."""
     app = FastAPI(title="rlhf-operator", version=VERSION, redoc_url=None)
     first = (jobs.router, intents.router, explain.router, history.router, samples.router)
-    _fill(app, control, *first, files.router, models.router, estimate.router, health.router, pipelines.router)
-    openapi.install(app, for_pages=True)
-    app.add_middleware(LoopbackOnly)
+    _fill(
+        app,
+        control,
+        *first,
+        files.router,
+        models.router,
+        estimate.router,
+        health.router,
+        pipelines.router,
+        *access.routers,
+    )
+    keyed = control.settings.auth == "keys"
+    openapi.install(app, for_pages=not keyed, keyed=keyed)
+    if not keyed:
+        app.add_middleware(LoopbackOnly)
     app.add_middleware(Counting, telemetry=control.telemetry)
     return app
 

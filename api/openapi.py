@@ -71,8 +71,11 @@ def prefixed(name: str, description: str, entries: int) -> dict[str, Any]:
     return {"parameters": [{**where, "description": description, "schema": schema}]}
 
 
-def install(app: FastAPI, *, for_pages: bool) -> None:
-    """Gives `app` a description that is complete; `for_pages`: it looks at where a web page that asks comes from."""
+def install(app: FastAPI, *, for_pages: bool, keyed: bool = False) -> None:
+    """Gives `app` a description that is complete.
+
+    `for_pages`: it looks at where a web page that asks comes from. `keyed`: it asks for API keys.
+    """
 
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -91,7 +94,9 @@ def install(app: FastAPI, *, for_pages: bool) -> None:
             for path in schema["paths"].values():
                 for method, operation in path.items():
                     writes = method != "get" and operation["tags"] != ["estimate"]
-                    _as_problem(operation["responses"], *[403] * for_pages, *[507] * writes)
+                    called = "security" in operation
+                    more = [404] * called + [401, 403] * (called and keyed) + [403] * for_pages + [507] * writes
+                    _as_problem(operation["responses"], *more)
             app.openapi_schema = schema
         return app.openapi_schema
 

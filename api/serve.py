@@ -31,7 +31,8 @@ from api.operator.local import LocalCluster
 from api.operator.reconciler import Operator
 from api.operator.site import Site, load_worker_pod
 from api.settings import BadSettings, Settings
-from api.store import installation
+from api.store import installation, keys
+from api.store.database import DEFAULT_PROJECT, Database
 from api.store.migrate import migrate
 from api.uploads import sweep
 
@@ -69,7 +70,7 @@ class Running:
 @contextlib.asynccontextmanager
 async def running(settings: Settings, role: Role = "all") -> AsyncIterator[Running]:
     """A control plane that is ready; stopped at the end. Workers run on. Raises CannotStart."""
-    _make(settings.data)
+    make_folder(settings.data)
     async with contextlib.AsyncExitStack() as stack:
         # The operator of one machine takes every attempt in the data folder for its own, whatever database it uses.
         if settings.sqlite or (role in ("all", "operator") and settings.cluster == "local"):
@@ -77,7 +78,8 @@ async def running(settings: Settings, role: Role = "all") -> AsyncIterator[Runni
         control = ControlPlane.of(settings)
         stack.push_async_callback(control.database.dispose)
         stack.push_async_callback(control.wakeups.close)
-        await _open_database(control)
+        await open_database(control.database)
+        await _let_in(control)
         try:
             await asyncio.to_thread(control.store.prepare)
         except OSError as error:
@@ -147,18 +149,35 @@ async def _placed(control: ControlPlane) -> ControlPlane:
     return replace(control, site=site, resolver=resolver)
 
 
-async def _open_database(control: ControlPlane) -> None:
+async def open_database(database: Database) -> None:
     """Migrates the database. Raises CannotStart for one that is away, is no database, or does not let us in."""
     try:
-        await migrate(control.database)
+        await migrate(database)
     # Neither SQLAlchemy nor the driver wraps what goes wrong while a connection is made.
     except (DBAPIError, PostgresError, CommandError, OSError, TimeoutError) as error:
         cause = str(getattr(error, "orig", None) or error).strip()
         log.debug("the database cannot be used", exc_info=True)
         raise CannotStart(
-            f"the database {control.database.url.render_as_string()} cannot be used: "
+            f"the database {database.url.render_as_string()} cannot be used: "
             f"{(cause.splitlines() or [type(error).__name__])[0]}"
         ) from None
+
+
+async def _let_in(control: ControlPlane) -> None:
+    """Takes the admin's key from its file, where there is one. Raises CannotStart."""
+    path = control.settings.admin_key_file
+    if path is None:
+        return
+    try:
+        key = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CannotStart(f"ADMIN_KEY_FILE: {path} cannot be read: {error}") from None
+    if not keys.is_strong(key):
+        raise CannotStart(
+            f"ADMIN_KEY_FILE: {path} holds no key: write `{keys.PREFIX}` and at least 32 random letters and digits"
+        )
+    async with control.database.transaction() as session:
+        await keys.take_from_file(session, key, DEFAULT_PROJECT)
 
 
 async def serve(settings: Settings, role: Role) -> None:
@@ -280,7 +299,8 @@ def _only_one(path: Path) -> Generator[None, None, None]:
         yield
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Makes the data folder, where it is missing. Raises CannotStart."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -69,6 +69,13 @@ class Settings(BaseSettings):
         description="on Kubernetes: seconds after which a watch of which nothing was heard, not even a bookmark, is "
         "taken for cut",
     )
+    auth: Literal["none", "keys"] = Field(
+        default="none",
+        description="`keys`: every call needs an API key; `none`: on this machine alone, and all may do all",
+    )
+    admin_key_file: Path | None = Field(
+        default=None, description="with AUTH=keys: a file with an admin's key, taken at each start (`rlhf_` and more)"
+    )
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = Field(default=8000, description="0: any free one")
     worker_host: str = Field(default="127.0.0.1", description="where workers report to; each call needs a token")
@@ -106,16 +113,6 @@ class Settings(BaseSettings):
                 )
         return found
 
-    @field_validator("host")
-    @classmethod
-    def _loopback(cls, value: str) -> str:
-        if not is_loopback(value):
-            raise ValueError(
-                f"{value} can be reached from other machines, and there is no authentication yet: "
-                "write 127.0.0.1, and reach it through an SSH tunnel or a proxy that authenticates"
-            )
-        return value
-
     @field_validator("store")
     @classmethod
     def _file_store(cls, value: str) -> str:
@@ -146,6 +143,18 @@ class Settings(BaseSettings):
         # Workers run in other folders: all that they are handed is absolute.
         object.__setattr__(self, "data", self.data.expanduser().absolute())
         object.__setattr__(self, "allowed_paths", [p.expanduser().absolute() for p in self.allowed_paths])
+        return self
+
+    @model_validator(mode="after")
+    def _closed(self) -> "Settings":
+        if self.auth == "none" and not is_loopback(self.host):
+            raise ValueError(
+                f"HOST: {self.host} can be reached from other machines, and without AUTH=keys whoever reaches it may "
+                "do all: set AUTH=keys, and make the first key by `python -m api create-key --admin`; or write "
+                "127.0.0.1"
+            )
+        if self.auth == "none" and self.admin_key_file is not None:
+            raise ValueError("ADMIN_KEY_FILE: there are keys only with AUTH=keys")
         return self
 
     @model_validator(mode="after")
@@ -193,8 +202,10 @@ def load(**given: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(str(p) for p in detail['loc']).upper()}: {detail['msg'].removeprefix('Value error, ')}"
-            for detail in error.errors()
-        ]
+        lines = []
+        for detail in error.errors():
+            # What is wrong with several together names them itself.
+            where = ".".join(str(part) for part in detail["loc"]).upper()
+            said = detail["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: {said}" if where else said)
         raise BadSettings("\n".join(lines)) from None

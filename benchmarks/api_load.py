@@ -60,7 +60,7 @@ async def make_jobs(data: Path, count: int) -> list[tuple[str, str]]:
     await migrate(database)
     spec = parse_spec(SPEC)
     async with database.transaction() as session:
-        made = [(await jobs.create(session, spec, {}))[0].id for _ in range(count)]
+        made = [(await jobs.create(session, spec, {}, project="default"))[0].id for _ in range(count)]
         for job in made:
             session.add(AttemptRow(job_id=job, number=1, object_name=f"{job}-a1", created_at=utcnow()))
         await session.execute(update(JobRow).values(phase="starting", attempt=1))

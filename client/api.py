@@ -1,4 +1,4 @@
-"""The client: `Client(url)`, and its `jobs`, `pipelines`, `files` and `models`.
+"""The client: `Client(url)`, and its `jobs`, `pipelines`, `files`, `models`, `projects` and `keys`.
 
 with Client("http://127.0.0.1:8000") as client:
     file = client.files.upload(Path("rows.jsonl"))
@@ -6,9 +6,11 @@ with Client("http://127.0.0.1:8000") as client:
     job = client.jobs.wait(job.id)
 """
 
+import os
 from types import TracebackType
 from typing import Any, Self
 
+from client.access import Keys, Projects
 from client.files import Files
 from client.jobs import Jobs
 from client.models import Models
@@ -25,15 +27,32 @@ class Client:
 
     `timeout` is in seconds, for each wait on the network; `patience` is for how many seconds a call is repeated while
     nobody answers. Every call may be repeated safely: creates carry an Idempotency-Key. Calls raise `Problem` (the
-    server refuses, and says why) or `Unreachable`.
+    server refuses, and says why) or `Unreachable`. `key` is an API key, absent: what RLHF_API_KEY holds; `project` is
+    for admins, who may act in another project than their key's; absent: RLHF_PROJECT.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout: float = 30.0, patience: float = 5.0):
-        self._transport = Transport(url, timeout=timeout, patience=patience)
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        key: str | None = None,
+        project: str | None = None,
+        timeout: float = 30.0,
+        patience: float = 5.0,
+    ):
+        self._transport = Transport(
+            url,
+            key=key or os.environ.get("RLHF_API_KEY"),
+            project=project or os.environ.get("RLHF_PROJECT"),
+            timeout=timeout,
+            patience=patience,
+        )
         self.jobs = Jobs(self._transport)
         self.files = Files(self._transport)
         self.models = Models(self._transport)
         self.pipelines = Pipelines(self._transport)
+        self.projects = Projects(self._transport)
+        self.keys = Keys(self._transport)
 
     @property
     def url(self) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from client.commands import (
+    access,
     confirm_dead,
     estimate,
     explain,
@@ -40,6 +41,9 @@ app.add_typer(files.app, name="files")
 app.add_typer(models.app, name="models")
 app.add_typer(pipelines.app, name="pipeline")
 app.add_typer(models.talk)
+app.add_typer(access.app)
+app.add_typer(access.projects, name="projects")
+app.add_typer(access.keys, name="keys")
 
 
 @app.callback()

@@ -167,6 +167,8 @@ def fail(error: BaseException) -> NoReturn:
     if isinstance(error, Problem):
         head = error.title if error.repeats or not error.detail else error.detail
         _sentences(head, [(f.path, f.message) for f in error.fields])
+        if error.status == 401:
+            say("Put an API key into RLHF_API_KEY; an admin makes one by `rlhf keys create NAME`.")
         if error.status == 412:
             say("Somebody changed it in between; look again, and repeat.")
         sys.exit(MISUSED if error.status in (400, 422) else REFUSED)

@@ -23,15 +23,27 @@ def _passing(error: BaseException) -> bool:
 class Transport:
     """One connection pool to one server.
 
+    `key` is an API key, which a redirect takes nowhere else; `project` is the one that an admin means.
     `timeout` is in seconds, for each wait on the network. `patience` is how long, in seconds, a call that may be
     repeated is repeated when nobody answers; 0 tries once.
     """
 
-    def __init__(self, url: str, *, timeout: float = 30.0, patience: float = 5.0):
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        project: str | None = None,
+        timeout: float = 30.0,
+        patience: float = 5.0,
+    ):
         self.url = url.rstrip("/")
         self.patience = patience
         # Proxies of the environment are for the world outside; a control plane is named by its own address.
-        self.http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=not _is_loopback(self.url))
+        trust_env = not _is_loopback(self.url)
+        self.http = httpx.Client(
+            base_url=self.url, headers=_headers(key, project), timeout=timeout, trust_env=trust_env
+        )
 
     def close(self) -> None:
         """Closes all connections."""
@@ -106,6 +118,11 @@ class Transport:
             yield
         except httpx.TransportError as error:
             raise Unreachable(self.url, str(error) or type(error).__name__) from error
+
+
+def _headers(key: str | None, project: str | None) -> dict[str, str]:
+    named = {"Authorization": f"Bearer {key}"} if key else {}
+    return {**named, "Rlhf-Project": project} if project else named
 
 
 def _given(params: Params) -> Params:

@@ -156,6 +156,11 @@ def _queued(facts: Facts) -> tuple[str, list[str]]:
         ended = f"attempt {last.number} ended early: {_means(last.reason)}" if last else "its last attempt ended early"
         todo = _todo(facts, last.reason if last is not None and last.reason is not None else Reason.BACK_OFF)
         return f"{ended}; the next one starts in {span((job.not_before - facts.now).total_seconds())}", todo
+    if job.reason is Reason.QUOTA_WAIT:
+        return "it waits for its project's quota", [
+            f"Wait until others of the project end, give it a higher priority (it has {job.priority}), or ask an admin "
+            "for more: `rlhf projects limit`."
+        ]
     if (line := facts.line) is not None and (line.ahead or line.taken >= line.places):
         first = (
             "it is the next" if not line.ahead else f"{_jobs(line.ahead)} {'is' if line.ahead == 1 else 'are'} ahead"
@@ -231,7 +236,8 @@ def _because(facts: Facts) -> Iterator[str]:
         return quoted(text)
 
     if job.message and job.reason not in (Reason.PAUSED_BY_USER, Reason.CANCELLED_BY_USER, Reason.AWAITING_STEP):
-        whose = ", in the cluster's own words" if facts.kubernetes and job.reason in _CLUSTERS else ""
+        clusters = facts.kubernetes and job.reason in _CLUSTERS and job.phase is not Phase.QUEUED
+        whose = ", in the cluster's own words" if clusters else ""
         yield f"{job.reason or 'It is said'}{whose}: {quote(job.message)}"
     if job.attempt is not None and job.phase in ACTIVE:
         if job.attempt.message and job.attempt.message not in told:

@@ -1,17 +1,36 @@
-"""Which queued jobs may start: the highest priority first, then the oldest, as long as there are places."""
+"""Which queued jobs may start: the highest priority first, then the oldest, as long as there are places and quota."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
-from api.domain.job import ACTIVE, Desired, Job, Phase
+from api.domain.job import ACTIVE, Desired, Job, Phase, Reason
+from api.domain.quota import Ledger, Limit
 
 
-def may_start(jobs: Iterable[Job], places: int, now: datetime) -> list[Job]:
-    """The jobs that may start now, in order. `jobs` are all that wait or take a place; `places` is how many may run."""
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Who may start now, in order; and who waits for a quota, with what to tell about it (None: not any more)."""
+
+    start: list[Job]
+    held: list[tuple[Job, str | None]] = field(default_factory=list)
+
+
+def may_start(jobs: Iterable[Job], places: int, now: datetime, limits: Mapping[str, Limit] | None = None) -> Turn:
+    """Who may start now. `jobs` are all that wait or take a place, `places` is how many may run, `limits` are by the
+    id of a project."""
     jobs = list(jobs)
     free = places - sum(job.phase in ACTIVE for job in jobs)
-    waiting = sorted((job for job in jobs if _waits(job, now)), key=_turn)
-    return waiting[: max(0, free)]
+    ledger = Ledger(limits or {}, jobs)
+    turn = Turn([])
+    for job in sorted((job for job in jobs if _waits(job, now)), key=_turn):
+        # Also where no place is left: what is told of a quota does not depend on places.
+        said = ledger.admit(job)
+        if said is None and len(turn.start) < free:
+            turn.start.append(job)
+        elif said is not None or job.reason is Reason.QUOTA_WAIT:
+            turn.held.append((job, said))
+    return turn
 
 
 def ahead_of(job: Job, jobs: Iterable[Job], now: datetime) -> int:

@@ -15,13 +15,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api.domain.decide import Rules
 from api.domain.job import Job, Phase
-from api.domain.places import may_start
+from api.domain.places import Turn, may_start
 from api.operator.awake import Awake
 from api.operator.cluster import Cluster, ClusterError
 from api.operator.leader import Leader
 from api.operator.steps import Steps
 from api.store import operations_load
 from api.store.database import Database, utcnow
+from api.store.operations import Stale
 from api.store.operations_leader import Lease, NotLeader
 from api.store.wakeups import Wakeups
 from api.tokens import Tokens
@@ -179,10 +180,13 @@ class Operator:
         jobs = await self._database.look(operations_load.whole if whole else operations_load.unsettled)
         if whole:
             self._next_whole = clock + self._pace.left_over
+        limits = await self._database.look(operations_load.limits)
         now = utcnow()
         calm = [job for job in jobs if job.phase is not Phase.QUEUED or self._calm(job.id, clock)]
         places = self._places if self._places is not None else len(jobs)
-        begun = await self._begin(steps, [job for job in may_start(calm, places, now) if job.id not in self._working])
+        turn = may_start(calm, places, now, limits)
+        await self._hold(steps, turn)
+        begun = await self._begin(steps, [job for job in turn.start if job.id not in self._working])
         for job in jobs if every else [job for job in jobs if job.id in woken or job.id in begun]:
             if job.id not in self._working and self._calm(job.id, clock):
                 self._work(job.id, self._advance(steps, job, begun.get(job.id)))
@@ -198,9 +202,27 @@ class Operator:
             return
         jobs = await self._database.look(partial(operations_load.some, ids=free))
         jobs = [job for job in jobs if job.phase is not Phase.QUEUED or self._calm(job.id, clock)]
-        begun = await self._begin(steps, may_start(jobs, len(jobs), utcnow()))
+        limits = await self._database.look(operations_load.limits)
+        if any(job.phase is Phase.QUEUED and job.project_id in limits for job in jobs):
+            # Their turn is after others that wait, and depends on those that run: all are looked at.
+            self._next_look = 0.0
+        begun = await self._begin(
+            steps, may_start([job for job in jobs if job.project_id not in limits], len(jobs), utcnow()).start
+        )
         for job in jobs:
             self._work(job.id, self._advance(steps, job, begun.get(job.id)))
+
+    async def _hold(self, steps: Steps, turn: Turn) -> None:
+        """Has be told what jobs wait for that a quota holds back."""
+        for job, said in turn.held:
+            if job.id in self._working:
+                continue
+            try:
+                await steps.hold(job, said)
+            except Stale:
+                pass  # its owner was quicker
+            except (SQLAlchemyError, OSError) as error:
+                self._trouble(job.id, error)
 
     async def _begin(self, steps: Steps, jobs: list[Job]) -> dict[str, Job]:
         try:

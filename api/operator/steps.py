@@ -90,6 +90,10 @@ class Steps:
             return {}
         return await self._database.put(partial(operations.begin_attempts, lease=self._lease, jobs=wanted, now=now))
 
+    async def hold(self, job: Job, said: str | None) -> None:
+        """Tells that a queued job waits for its project's quota; None: not any more. Raises NotLeader, Stale."""
+        await self._tell(job, Tell(None, "") if said is None else Tell(Reason.QUOTA_WAIT, said))
+
     async def advance(self, job_id: str, known: Job | None = None) -> None:
         """Takes a job as far as it goes for now; `known` is what it is, where that was just written. Raises NotLeader,
         ClusterError, OSError and the database's errors."""

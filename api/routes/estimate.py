@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from api import bodies, openapi
+from api.auth import Viewer
 from api.configs import configurations
 from api.control import Control
 from api.errors import Refusal, documented, invalid
@@ -23,6 +24,7 @@ _MEMORY = "a quantity such as 24Gi: of an accelerator, or without one of a node;
 async def of_spec(
     request: Request,
     control: Control,
+    caller: Viewer,
     memory: Annotated[str | None, Query(max_length=32, description=_MEMORY)] = None,
 ) -> Estimate:
     """The memory per rank of each role and phase of a spec, whether it fits, and the nearest spec that does.
@@ -37,6 +39,7 @@ async def of_spec(
         raise Refusal(422, f"memory: {error}", [Problem("memory", str(error))]) from None
     try:
         spec = parse_spec(document)
-        return estimate(spec, await configurations(spec, control.resolver, control.store, control.settings), memory)
+        known = await configurations(spec, caller.project, control.resolver, control.store, control.settings)
+        return estimate(spec, known, memory)
     except (InvalidSpec, CannotEstimate) as error:
         raise invalid(error.problems) from None

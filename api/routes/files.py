@@ -8,11 +8,12 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse
 
+from api.auth import Editor, Viewer
 from api.bodies import drain
 from api.control import Control
 from api.errors import Refusal, documented
 from api.routes.parameters import TEXT, After, IdempotencyKey, Limit, refusing
-from api.store import files, idempotency
+from api.store import audit, files, idempotency, projects
 from api.store.ids import new_id
 from api.store.pages import Slice
 from api.uploads import FORM_OVERHEAD, PURPOSE, Form, Receiver, receive, too_large
@@ -45,11 +46,15 @@ _UPLOAD = {
     openapi_extra=_UPLOAD,
     responses={
         200: {"model": FileView, "description": "What the Idempotency-Key has made before"},
-        **documented(400, 413, 415, 422, 507),
+        **documented(400, 403, 413, 415, 422, 507),
     },
 )
 async def upload(
-    request: Request, response: Response, control: Control, idempotency_key: IdempotencyKey = None
+    request: Request,
+    response: Response,
+    control: Control,
+    caller: Editor,
+    idempotency_key: IdempotencyKey = None,
 ) -> FileView:
     """Takes JSON lines as multipart `purpose` and `file`. Each line is checked as it comes; the first that is no row
     ends the upload, and nothing is kept."""
@@ -69,13 +74,15 @@ async def upload(
             async with control.database.transaction() as session:
                 if idempotency_key:
                     mark = idempotency.fingerprint("files", f"{done.purpose} {done.filename} {done.sha256}".encode())
-                    owner = await idempotency.claim(session, idempotency_key, mark, id)
+                    owner = await idempotency.claim(session, caller.project, idempotency_key, mark, id)
                     if owner != id:
                         response.status_code = 200
-                        return FileView.model_validate(await files.get(session, owner))
+                        return FileView.model_validate(await files.get(session, owner, caller.project))
+                await projects.require_room(session, caller.project, done.bytes)
                 row = await files.add(
                     session,
                     id=id,
+                    project=caller.project,
                     filename=done.filename,
                     purpose=done.purpose,
                     kind=done.kind,
@@ -84,6 +91,7 @@ async def upload(
                     sha256=done.sha256,
                     path=path,
                 )
+                audit.note(session, caller, "file.create", id, filename=row.filename, bytes=row.bytes)
                 await asyncio.to_thread(receiver.keep, final)
         await asyncio.to_thread(receiver.settle)
     except (Refusal, OSError):
@@ -101,6 +109,7 @@ async def upload(
 @router.get("", responses=documented(422))
 async def listed(
     control: Control,
+    caller: Viewer,
     limit: Limit = 50,
     after: After = None,
     purpose: Annotated[str | None, Query(max_length=32, pattern=TEXT)] = None,
@@ -108,16 +117,16 @@ async def listed(
     """A page of files, the newest first."""
     with refusing():
         async with control.database.reading() as session:
-            rows, following = await files.listed(session, purpose, Slice(limit, after))
+            rows, following = await files.listed(session, caller.project, purpose, Slice(limit, after))
     return Page[FileView](data=[FileView.model_validate(row) for row in rows], next=following)
 
 
 @router.get("/{file}", responses=documented(404, 422))
-async def read(file: FileId, control: Control) -> FileView:
+async def read(file: FileId, control: Control, caller: Viewer) -> FileView:
     """One file's description."""
     with refusing():
         async with control.database.reading() as session:
-            return FileView.model_validate(await files.get(session, file))
+            return FileView.model_validate(await files.get(session, file, caller.project))
 
 
 @router.get(
@@ -125,11 +134,11 @@ async def read(file: FileId, control: Control) -> FileView:
     response_class=FileResponse,
     responses={200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}}, **documented(404, 422)},
 )
-async def content(file: FileId, control: Control) -> FileResponse:
+async def content(file: FileId, control: Control, caller: Viewer) -> FileResponse:
     """The rows, as they were uploaded."""
     with refusing():
         async with control.database.reading() as session:
-            row = await files.get(session, file)
+            row = await files.get(session, file, caller.project)
     path = control.store.inside(row.path)
     if not path.is_file():
         raise Refusal(404, f"the bytes of {file} are not in the store any more")
@@ -137,11 +146,12 @@ async def content(file: FileId, control: Control) -> FileResponse:
 
 
 @router.delete("/{file}", status_code=204, responses=documented(404, 409, 422))
-async def delete(file: FileId, control: Control) -> None:
+async def delete(file: FileId, control: Control, caller: Editor) -> None:
     """Deletes a file that no unfinished job needs."""
     with refusing():
         async with control.database.transaction() as session:
-            row = await files.delete(session, file)
+            row = await files.delete(session, file, caller.project)
+            audit.note(session, caller, "file.delete", file, filename=row.filename)
             await idempotency.forget(session, file)
             # Before the commit: if this process dies right after it, a later start finds the bytes by this name.
             # On a full disk it may fail, and deleting is what makes room there.

@@ -12,7 +12,9 @@ from sqlalchemy.engine import Connection
 from starlette.responses import StreamingResponse
 
 from api import openapi
+from api.auth import Viewer
 from api.control import Control, ControlPlane
+from api.domain.access import Caller
 from api.errors import documented
 from api.logs import Part, Place
 from api.routes.parameters import TEXT, JobId, LastEventId, Limit, refusing
@@ -40,21 +42,21 @@ Rank = Annotated[int | None, Query(ge=0, le=99999, description="absent: all rank
 
 
 @router.get("/attempts", responses=documented(404, 422))
-async def attempts(job: JobId, control: Control) -> Page[AttemptView]:
+async def attempts(job: JobId, control: Control, caller: Viewer) -> Page[AttemptView]:
     """All attempts, the first one first."""
     with refusing():
         async with control.database.reading() as session:
-            await jobs.get(session, job)
+            await jobs.get(session, job, caller.project)
             rows = await jobs.attempts(session, job)
     return Page[AttemptView](data=[AttemptView.model_validate(row) for row in rows])
 
 
 @router.get("/checkpoints", responses=documented(404, 422))
-async def checkpoints(job: JobId, control: Control) -> Page[CheckpointView]:
+async def checkpoints(job: JobId, control: Control, caller: Viewer) -> Page[CheckpointView]:
     """All checkpoints, the oldest first; those that were pruned too."""
     with refusing():
         async with control.database.reading() as session:
-            await jobs.get(session, job)
+            await jobs.get(session, job, caller.project)
             rows = await metrics.checkpoints(session, job)
     return Page[CheckpointView](data=[CheckpointView.model_validate(row) for row in rows])
 
@@ -68,6 +70,7 @@ async def listed_events(
     job: JobId,
     request: Request,
     control: Control,
+    caller: Viewer,
     limit: Limit = 100,
     after: Number = 0,
     follow: Follow = False,
@@ -75,10 +78,10 @@ async def listed_events(
 ) -> Any:
     """Events in order, after number `after`."""
     if wants_stream(request, follow):
-        return await _event_stream(job, control, last_event_id, after)
+        return await _event_stream(job, control, caller, last_event_id, after)
 
     def look(connection: Connection) -> Sequence[RowMapping]:
-        jobs.require(connection, job)
+        jobs.require(connection, job, caller.project)
         return events.page(connection, job, after=after, limit=limit + 1)
 
     with refusing():
@@ -91,13 +94,17 @@ async def listed_events(
     response_class=StreamingResponse,
     responses={**openapi.stream(EventView, "ids are event numbers"), **documented(404, 422)},
 )
-async def event_stream(job: JobId, control: Control, last_event_id: LastEventId = None) -> Response:
+async def event_stream(job: JobId, control: Control, caller: Viewer, last_event_id: LastEventId = None) -> Response:
     """Events as they happen. Asked again after the last of a job that is over, it answers 204."""
-    return await _event_stream(job, control, last_event_id)
+    return await _event_stream(job, control, caller, last_event_id)
 
 
-async def _event_stream(job: str, control: ControlPlane, last_event_id: str | None, after: int = 0) -> Response:
-    return await stream_of(control, "events", job, EventView, "number", last_event_id=last_event_id, after=after)
+async def _event_stream(
+    job: str, control: ControlPlane, caller: Caller, last_event_id: str | None, after: int = 0
+) -> Response:
+    return await stream_of(
+        control, caller, "events", job, EventView, "number", last_event_id=last_event_id, after=after
+    )
 
 
 @router.get(
@@ -109,6 +116,7 @@ async def listed_metrics(
     job: JobId,
     request: Request,
     control: Control,
+    caller: Viewer,
     name: MetricNames = None,
     attempt: AttemptNumber = None,
     superseded: Annotated[bool, Query(description="also points that a later attempt has made again")] = False,
@@ -122,11 +130,11 @@ async def listed_metrics(
 ) -> Any:
     """Points in the order they came, after row `after`."""
     if wants_stream(request, follow):
-        return await _metric_stream(job, control, name, attempt, last_event_id, after)
+        return await _metric_stream(job, control, caller, name, attempt, last_event_id, after)
     choice = metrics.Choice(name or (), attempt, superseded)
 
     def look(connection: Connection) -> Sequence[RowMapping]:
-        jobs.require(connection, job)
+        jobs.require(connection, job, caller.project)
         return metrics.page(connection, job, choice, after=after, limit=limit + 1)
 
     with refusing():
@@ -134,7 +142,7 @@ async def listed_metrics(
             return page_of(Page[MetricView], await control.database.look(look), limit, "id")
         # Not by `look`: this reads whole curves, and would keep those waiting who only look.
         async with control.database.reading() as session:
-            await jobs.get(session, job)
+            await jobs.get(session, job, caller.project)
             thinned = await metrics.thinned(session, job, choice, points=downsample)
     return Page[MetricView](data=[MetricView.model_validate(row) for row in thinned])
 
@@ -147,17 +155,19 @@ async def listed_metrics(
 async def metric_stream(
     job: JobId,
     control: Control,
+    caller: Viewer,
     name: MetricNames = None,
     attempt: AttemptNumber = None,
     last_event_id: LastEventId = None,
 ) -> Response:
     """Points as they arrive. Asked again after the last of a job that is over, it answers 204."""
-    return await _metric_stream(job, control, name, attempt, last_event_id)
+    return await _metric_stream(job, control, caller, name, attempt, last_event_id)
 
 
 async def _metric_stream(
     job: str,
     control: ControlPlane,
+    caller: Caller,
     name: list[str] | None,
     attempt: int | None,
     last_event_id: str | None,
@@ -167,7 +177,7 @@ async def _metric_stream(
         return (not name or row.name in name) and attempt in (None, row.attempt)
 
     return await stream_of(
-        control, "metrics", job, MetricView, "id", last_event_id=last_event_id, after=after, wanted=wanted
+        control, caller, "metrics", job, MetricView, "id", last_event_id=last_event_id, after=after, wanted=wanted
     )
 
 
@@ -180,6 +190,7 @@ async def logs(
     job: JobId,
     request: Request,
     control: Control,
+    caller: Viewer,
     rank: Rank = None,
     attempt: AttemptNumber = None,
     tail: Annotated[int | None, Query(ge=0, le=100_000, description="the last lines; absent: the last MiB")] = None,
@@ -188,8 +199,8 @@ async def logs(
 ) -> Any:
     """The log of each rank, in order of rank."""
     if wants_stream(request, follow):
-        return await log_stream(job, control, rank, attempt, last_event_id)
-    newest = await newest_attempt(control, job)
+        return await log_stream(job, control, caller, rank, attempt, last_event_id)
+    newest = await newest_attempt(control, caller, job)
     number = attempt or newest
 
     def read() -> list[LogLine]:
@@ -211,13 +222,14 @@ async def logs(
 async def log_stream(
     job: JobId,
     control: Control,
+    caller: Viewer,
     rank: Rank = None,
     attempt: AttemptNumber = None,
     last_event_id: LastEventId = None,
 ) -> Response:
     """Log lines as they are written, and those of the attempts that follow, unless `attempt` is given. Asked again
     after the last of a job that is over, it answers 204."""
-    newest = await newest_attempt(control, job)
+    newest = await newest_attempt(control, caller, job)
     try:
         place = Place.parse(last_event_id) if last_event_id else Place(attempt or newest, {})
     except ValueError:
@@ -225,7 +237,7 @@ async def log_stream(
     wanted = [] if rank is None else [rank]
     if last_event_id and await _log_is_all_sent(job, control, place, wanted, pinned=attempt is not None):
         return Response(status_code=204)
-    return streaming(_log_lines(control, job, place, wanted, pinned=attempt is not None))
+    return streaming(control, caller, _log_lines(control, job, place, wanted, pinned=attempt is not None))
 
 
 async def _log_is_all_sent(job: str, control: ControlPlane, place: Place, ranks: list[int], *, pinned: bool) -> bool:

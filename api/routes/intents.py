@@ -6,44 +6,48 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from api import bodies, openapi
+from api.auth import Editor
 from api.control import Control, ControlPlane
+from api.domain.access import Caller
 from api.domain.job import Desired
 from api.errors import Refusal, documented
 from api.routes.jobs import SpecPatch, make, shown
 from api.routes.parameters import IdempotencyKey, IfMatch, JobId, generation, refusing
-from api.store import idempotency, jobs
+from api.store import audit, idempotency, jobs
 from api.store.tables import JobRow
 from api.views import JobView
 
 router = APIRouter(prefix="/v1/jobs/{job}", tags=["jobs"])
 _ANSWERS = documented(404, 409, 412, 422)
+_WORDS = {Desired.RUN: "resume", Desired.PAUSE: "pause", Desired.CANCEL: "cancel"}
 
 
 @router.post("/pause", responses=_ANSWERS)
-async def pause(job: JobId, response: Response, control: Control, if_match: IfMatch = None) -> JobView:
+async def pause(job: JobId, response: Response, control: Control, caller: Editor, if_match: IfMatch = None) -> JobView:
     """Saves, stops, and holds nothing until `resume`."""
-    return await _want(control, job, Desired.PAUSE, response, if_match)
+    return await _want(control, caller, job, Desired.PAUSE, response, if_match)
 
 
 @router.post("/resume", responses=_ANSWERS)
-async def resume(job: JobId, response: Response, control: Control, if_match: IfMatch = None) -> JobView:
+async def resume(job: JobId, response: Response, control: Control, caller: Editor, if_match: IfMatch = None) -> JobView:
     """Goes on from the newest checkpoint."""
-    return await _want(control, job, Desired.RUN, response, if_match)
+    return await _want(control, caller, job, Desired.RUN, response, if_match)
 
 
 @router.post("/cancel", responses=_ANSWERS)
-async def cancel(job: JobId, response: Response, control: Control, if_match: IfMatch = None) -> JobView:
+async def cancel(job: JobId, response: Response, control: Control, caller: Editor, if_match: IfMatch = None) -> JobView:
     """Stops without saving, for ever."""
-    return await _want(control, job, Desired.CANCEL, response, if_match)
+    return await _want(control, caller, job, Desired.CANCEL, response, if_match)
 
 
 @router.post("/retry", responses=_ANSWERS)
-async def retry(job: JobId, response: Response, control: Control, if_match: IfMatch = None) -> JobView:
+async def retry(job: JobId, response: Response, control: Control, caller: Editor, if_match: IfMatch = None) -> JobView:
     """Sends a failed job back to the queue; it goes on from its newest checkpoint."""
     wanted = generation(if_match)
     with refusing():
         async with control.database.transaction() as session:
-            row = await jobs.retry(session, job, wanted)
+            row = await jobs.retry(session, job, caller.project, wanted)
+            audit.note(session, caller, "job.retry", job)
     return await _woken(control, row, response)
 
 
@@ -57,7 +61,12 @@ async def retry(job: JobId, response: Response, control: Control, if_match: IfMa
     },
 )
 async def clone(
-    job: JobId, request: Request, response: Response, control: Control, idempotency_key: IdempotencyKey = None
+    job: JobId,
+    request: Request,
+    response: Response,
+    control: Control,
+    caller: Editor,
+    idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """A new job with the same spec, references resolved anew. The body, if there is one, is a merge patch (RFC 7396)
     of the spec."""
@@ -66,11 +75,11 @@ async def clone(
         raise Refusal(422, "write a JSON object: what is to be other than in the job's spec")
     with refusing():
         async with control.database.reading() as session:
-            row = await jobs.get(session, job)
+            row = await jobs.get(session, job, caller.project)
     spec = {**_standing_alone(row), "name": row.name, "metadata": row.metadata_}
     spec["queue"] = {**spec.get("queue", {}), "priority": row.priority}
     key = jobs.Key(idempotency_key, idempotency.fingerprint(f"clone {job}", raw)) if idempotency_key else None
-    return await make(control, response, merge(spec, patch), key, cloned_from=job)
+    return await make(control, caller, response, merge(spec, patch), key, cloned_from=job)
 
 
 def _standing_alone(row: JobRow) -> dict[str, Any]:
@@ -99,11 +108,14 @@ def merge(document: Any, patch: Any) -> Any:
     return merged
 
 
-async def _want(control: ControlPlane, job: str, desired: Desired, response: Response, if_match: str | None) -> JobView:
+async def _want(
+    control: ControlPlane, caller: Caller, job: str, desired: Desired, response: Response, if_match: str | None
+) -> JobView:
     wanted = generation(if_match)
     with refusing():
         async with control.database.transaction() as session:
-            row = await jobs.want(session, job, desired, wanted)
+            row = await jobs.want(session, job, caller.project, desired, wanted)
+            audit.note(session, caller, f"job.{_WORDS[desired]}", job)
     return await _woken(control, row, response)
 
 

@@ -7,7 +7,9 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field, ValidationError
 
 from api import bodies, openapi
+from api.auth import Editor, Viewer
 from api.control import Control, ControlPlane
+from api.domain.access import Caller
 from api.domain.job import Phase
 from api.errors import Refusal, documented, invalid
 from api.operator.manifest import CannotRender, preview
@@ -22,7 +24,7 @@ from api.routes.parameters import (
     generation,
     refusing,
 )
-from api.store import idempotency, jobs
+from api.store import audit, idempotency, jobs
 from api.store.pages import Order, Slice
 from api.store.tables import JobRow
 from api.views import DryRun, JobView, OutputModel, Page
@@ -67,33 +69,43 @@ async def create(
     request: Request,
     response: Response,
     control: Control,
+    caller: Editor,
     dry_run: Annotated[bool, Query(description="check everything, store nothing")] = False,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView | DryRun:
     """Makes a job from a spec. Everything that is wrong with it is said at once, each with its path."""
     raw, document = await bodies.read_json(request, control.settings.max_body)
     if dry_run:
-        spec, inputs = await _checked(control, document)
+        spec, inputs = await _checked(control, caller, document)
         response.status_code = 200
         return DryRun(spec=spec.model_dump(mode="json"), inputs=inputs, manifest=_manifest(control, spec, inputs))
     key = jobs.Key(idempotency_key, idempotency.fingerprint("jobs", raw)) if idempotency_key else None
-    return await make(control, response, document, key)
+    return await make(control, caller, response, document, key)
 
 
 async def make(
-    control: ControlPlane, response: Response, document: Any, key: jobs.Key | None, cloned_from: str | None = None
+    control: ControlPlane,
+    caller: Caller,
+    response: Response,
+    document: Any,
+    key: jobs.Key | None,
+    cloned_from: str | None = None,
 ) -> JobView:
     """A new job, or the one that the key has made before, as the response. Raises Refusal."""
     with refusing():
         if key is not None:
             async with control.database.reading() as session:
-                before = await idempotency.find(session, key.value, key.request_sha256)
+                before = await idempotency.find(session, caller.project, key.value, key.request_sha256)
                 if before is not None:
                     response.status_code = 200
-                    return await _shown(control, await jobs.get(session, before), response)
-        spec, inputs = await _checked(control, document)
+                    return await _shown(control, await jobs.get(session, before, caller.project), response)
+        spec, inputs = await _checked(control, caller, document)
         async with control.database.transaction() as session:
-            row, new = await jobs.create(session, spec, inputs, key=key, cloned_from=cloned_from)
+            row, new = await jobs.create(
+                session, spec, inputs, project=caller.project, key=key, cloned_from=cloned_from
+            )
+            if new:
+                audit.note(session, caller, "job.create", row.id, name=row.name, stage=row.stage)
     if new:
         await control.wakeups.wake(row.id)
     response.status_code = 201 if new else 200
@@ -112,6 +124,7 @@ async def make(
 async def listed(
     request: Request,
     control: Control,
+    caller: Viewer,
     limit: Limit = 50,
     after: After = None,
     phase: Annotated[list[Phase] | None, Query(description="any of these")] = None,
@@ -126,7 +139,7 @@ async def listed(
     filters = jobs.Filters(phase or (), stage or (), name, _metadata_filters(request), pipeline)
     with refusing():
         async with control.database.reading() as session:
-            rows, following = await jobs.listed(session, filters, Slice(limit, after, order))
+            rows, following = await jobs.listed(session, caller.project, filters, Slice(limit, after, order))
             models = await jobs.outputs(session, rows)
     views = [JobView.of(row, [OutputModel.model_validate(m) for m in models[row.id]]) for row in rows]
     return Page[JobView](data=views, next=following)
@@ -137,10 +150,10 @@ async def listed(
     response_model=JobView,
     responses={304: {"description": "Not changed since the If-None-Match"}, **documented(404, 422)},
 )
-async def read(job: JobId, response: Response, control: Control, if_none_match: Tag = None) -> Any:
+async def read(job: JobId, response: Response, control: Control, caller: Viewer, if_none_match: Tag = None) -> Any:
     """One job, with an ETag."""
     with refusing():
-        row, models = await control.database.look(partial(jobs.look, id=job))
+        row, models = await control.database.look(partial(jobs.look, id=job, project=caller.project))
     view = JobView.model_validate({**row, "models": models})
     document = view.model_dump_json().encode()
     tag = view.tagged(document)
@@ -153,7 +166,7 @@ async def read(job: JobId, response: Response, control: Control, if_none_match: 
 
 @router.patch("/{job}", openapi_extra=openapi.body(JobChanges), responses=documented(400, 404, 409, 412, 413, 415, 422))
 async def change(
-    job: JobId, request: Request, response: Response, control: Control, if_match: IfMatch = None
+    job: JobId, request: Request, response: Response, control: Control, caller: Editor, if_match: IfMatch = None
 ) -> JobView:
     """Changes name, metadata or priority; what is left out stays."""
     _, document = await bodies.read_json(request, control.settings.max_body)
@@ -166,35 +179,38 @@ async def change(
         async with control.database.transaction() as session:
             metadata = None
             if changes.metadata is not None:
-                before = await jobs.get(session, job, lock=True)
+                before = await jobs.get(session, job, caller.project, lock=True)
                 metadata = _merged(before.metadata_, changes.metadata)
             row = await jobs.change(
                 session,
                 job,
+                caller.project,
                 name=changes.name,
                 metadata=metadata,
                 priority=changes.priority,
                 generation=wanted,
             )
+            audit.note(session, caller, "job.change", job, **changes.model_dump(exclude_unset=True))
     if changes.priority is not None:
         await control.wakeups.wake(job)
     return await _shown(control, row, response)
 
 
 @router.delete("/{job}", status_code=204, responses=documented(404, 409, 412, 422))
-async def delete(job: JobId, control: Control, if_match: IfMatch = None) -> None:
+async def delete(job: JobId, control: Control, caller: Editor, if_match: IfMatch = None) -> None:
     """Deletes a job that has ended, with its checkpoints and logs; models stay, with their lineage."""
     wanted = generation(if_match)
     with refusing():
         async with control.database.transaction() as session:
-            await jobs.delete(session, job, wanted)
+            await jobs.delete(session, job, caller.project, wanted)
+            audit.note(session, caller, "job.delete", job)
     await control.wakeups.wake(job)
 
 
-async def _checked(control: ControlPlane, document: Any) -> tuple[JobSpec, dict[str, Input]]:
+async def _checked(control: ControlPlane, caller: Caller, document: Any) -> tuple[JobSpec, dict[str, Input]]:
     try:
         spec = parse_spec(document)
-        return spec, await control.resolver.resolve(spec)
+        return spec, await control.resolver.resolve(spec, caller.project)
     except InvalidSpec as error:
         raise invalid(error.problems) from None
 

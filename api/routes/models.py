@@ -9,10 +9,12 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 from starlette.responses import FileResponse, StreamingResponse
 
+from api.auth import Editor, Viewer
 from api.control import Control, ControlPlane
+from api.domain.access import Caller
 from api.errors import Refusal, documented
 from api.routes.parameters import TEXT, After, Limit, refusing
-from api.store import models
+from api.store import audit, models
 from api.store.pages import Slice
 from api.store.tables import ModelRow
 from api.views import LineageView, ModelFile, ModelView, Page
@@ -30,33 +32,39 @@ Word = Annotated[str | None, Query(max_length=63, pattern=TEXT)]
 
 @router.get("", responses=documented(422))
 async def listed(
-    control: Control, limit: Limit = 50, after: After = None, name: Word = None, kind: Word = None, job: Word = None
+    control: Control,
+    caller: Viewer,
+    limit: Limit = 50,
+    after: After = None,
+    name: Word = None,
+    kind: Word = None,
+    job: Word = None,
 ) -> Page[ModelView]:
     """A page of models, the newest first."""
     with refusing():
         async with control.database.reading() as session:
-            rows, following = await models.listed(session, name, kind, job, Slice(limit, after))
+            rows, following = await models.listed(session, caller.project, name, kind, job, Slice(limit, after))
     return Page[ModelView](data=[_view(control, row) for row in rows], next=following)
 
 
 @router.get("/{model}", responses=documented(404, 422))
-async def read(model: ModelId, control: Control) -> ModelView:
+async def read(model: ModelId, control: Control, caller: Viewer) -> ModelView:
     """One model."""
-    return _view(control, await _get(control, model))
+    return _view(control, await _get(control, caller, model))
 
 
 @router.get("/{model}/lineage", responses=documented(404, 422))
-async def lineage(model: ModelId, control: Control) -> LineageView:
+async def lineage(model: ModelId, control: Control, caller: Viewer) -> LineageView:
     """What the model was made from: job, attempt, checkpoint, data, and the models that it came from; of each of these
     the same, back to every file's hash, under `ancestors`."""
-    row = await _get(control, model)
+    row = await _get(control, caller, model)
     return LineageView(**_view(control, row).model_dump(), lineage=row.lineage)
 
 
 @router.get("/{model}/files", responses=documented(404, 409, 422))
-async def listed_files(model: ModelId, control: Control) -> Page[ModelFile]:
+async def listed_files(model: ModelId, control: Control, caller: Viewer) -> Page[ModelFile]:
     """The model's files with their hashes."""
-    _, manifest = await _folder(control, await _get(control, model))
+    _, manifest = await _folder(control, await _get(control, caller, model))
     return Page[ModelFile](
         data=[ModelFile(path=name, **entry.model_dump()) for name, entry in sorted(manifest.files.items())]
     )
@@ -68,10 +76,10 @@ async def listed_files(model: ModelId, control: Control) -> Page[ModelFile]:
     responses={200: {"content": {"application/octet-stream": {}}}, **documented(404, 409, 422)},
 )
 async def read_file(
-    model: ModelId, path: Annotated[str, Path(max_length=1024, pattern=TEXT)], control: Control
+    model: ModelId, path: Annotated[str, Path(max_length=1024, pattern=TEXT)], control: Control, caller: Viewer
 ) -> FileResponse:
     """One file of the model, or its `manifest.json`."""
-    folder, manifest = await _folder(control, await _get(control, model))
+    folder, manifest = await _folder(control, await _get(control, caller, model))
     # Only what the manifest names: no path can lead anywhere else.
     if path not in manifest.files and path != MANIFEST:
         raise Refusal(404, f"the model has no file {path[:200]!r}")
@@ -85,9 +93,9 @@ async def read_file(
     response_class=StreamingResponse,
     responses={200: {"content": {"application/x-tar": {}}}, **documented(404, 409, 422)},
 )
-async def download(model: ModelId, control: Control) -> StreamingResponse:
+async def download(model: ModelId, control: Control, caller: Viewer) -> StreamingResponse:
     """The whole model as a tar archive."""
-    row = await _get(control, model)
+    row = await _get(control, caller, model)
     folder, manifest = await _folder(control, row)
     name = f"{row.name}-{row.version}" + ("" if row.kind == "model" else f"-{row.kind}")
     headers = {"Content-Disposition": f'attachment; filename="{name}.tar"'}
@@ -97,18 +105,19 @@ async def download(model: ModelId, control: Control) -> StreamingResponse:
 
 
 @router.delete("/{model}", status_code=204, responses=documented(404, 409, 422))
-async def delete(model: ModelId, control: Control) -> None:
+async def delete(model: ModelId, control: Control, caller: Editor) -> None:
     """Deletes a model that no unfinished job needs."""
     with refusing():
         async with control.database.transaction() as session:
-            row = await models.delete(session, model)
+            row = await models.delete(session, model, caller.project)
+            audit.note(session, caller, "model.delete", row.id, name=row.name, version=row.version)
     await asyncio.to_thread(control.store.remove, row.path)
 
 
-async def _get(control: ControlPlane, model: str) -> ModelRow:
+async def _get(control: ControlPlane, caller: Caller, model: str) -> ModelRow:
     with refusing():
         async with control.database.reading() as session:
-            return await models.get(session, model)
+            return await models.get(session, model, caller.project)
 
 
 async def _folder(control: ControlPlane, row: ModelRow) -> tuple[FilePath, Manifest]:

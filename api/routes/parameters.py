@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import Header, Path, Query
 
 from api.errors import Refusal, invalid, not_found
-from api.store import files, models, pipelines
+from api.store import files, keys, models, pipelines, projects
 from api.store.idempotency import KeyReused
 from api.store.jobs import Conflict, InputGone, NoSuchJob, Stale
 from api.store.pages import BadCursor
@@ -62,6 +62,12 @@ def refusing() -> Iterator[None]:
         raise not_found("file", str(error)) from None
     except models.NoSuchModel as error:
         raise not_found("model", str(error)) from None
+    except projects.NoSuchProject as error:
+        raise not_found("project", str(error)) from None
+    except keys.NoSuchKey as error:
+        raise not_found("API key", str(error)) from None
+    except projects.OverQuota as error:
+        raise Refusal(403, str(error)) from None
     except Conflict as error:
         raise Refusal(409, str(error)) from None
     except Stale as error:

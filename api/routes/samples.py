@@ -9,7 +9,9 @@ from sqlalchemy.engine import Connection
 from starlette.responses import StreamingResponse
 
 from api import openapi
+from api.auth import Viewer
 from api.control import Control, ControlPlane
+from api.domain.access import Caller
 from api.errors import documented
 from api.routes.parameters import JobId, LastEventId, refusing
 from api.routes.streamed import AttemptNumber, Follow, page_of, stream_of, wants_stream
@@ -33,6 +35,7 @@ async def listed(
     job: JobId,
     request: Request,
     control: Control,
+    caller: Viewer,
     step: Step = None,
     attempt: AttemptNumber = None,
     superseded: Annotated[bool, Query(description="also samples that a later attempt has made again")] = False,
@@ -44,11 +47,11 @@ async def listed(
 ) -> Any:
     """Samples in the order they came, after row `after`. Of an iteration not all answers need be there."""
     if wants_stream(request, follow):
-        return await _stream(job, control, step, attempt, last_event_id, after or 0)
+        return await _stream(job, control, caller, step, attempt, last_event_id, after or 0)
     choice = samples.Choice(step, attempt, superseded)
 
     def look(connection: Connection) -> Sequence[RowMapping]:
-        jobs.require(connection, job)
+        jobs.require(connection, job, caller.project)
         return samples.page(connection, job, choice, after=after, limit=limit + 1, newest_first=order == "-id")
 
     with refusing():
@@ -63,20 +66,27 @@ async def listed(
 async def stream(
     job: JobId,
     control: Control,
+    caller: Viewer,
     step: Step = None,
     attempt: AttemptNumber = None,
     last_event_id: LastEventId = None,
 ) -> Response:
     """Samples as they arrive. Asked again after the last of a job that is over, it answers 204."""
-    return await _stream(job, control, step, attempt, last_event_id)
+    return await _stream(job, control, caller, step, attempt, last_event_id)
 
 
 async def _stream(
-    job: str, control: ControlPlane, step: int | None, attempt: int | None, last_event_id: str | None, after: int = 0
+    job: str,
+    control: ControlPlane,
+    caller: Caller,
+    step: int | None,
+    attempt: int | None,
+    last_event_id: str | None,
+    after: int = 0,
 ) -> Response:
     def wanted(row: Any) -> bool:
         return step in (None, row.step) and attempt in (None, row.attempt)
 
     return await stream_of(
-        control, "samples", job, SampleView, "id", last_event_id=last_event_id, after=after, wanted=wanted
+        control, caller, "samples", job, SampleView, "id", last_event_id=last_event_id, after=after, wanted=wanted
     )

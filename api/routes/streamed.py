@@ -1,5 +1,6 @@
 """What all of a job's histories have in common: pages of rows, and the same rows as server-sent events."""
 
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Annotated, Any
 
@@ -9,7 +10,9 @@ from pydantic import BaseModel
 from sqlalchemy import RowMapping
 from starlette.responses import StreamingResponse
 
+from api.auth import still_good
 from api.control import ControlPlane
+from api.domain.access import Caller
 from api.errors import Refusal
 from api.routes.parameters import refusing
 from api.store import jobs
@@ -17,6 +20,8 @@ from api.streams import Head, RowKind
 from api.views import Page, StreamEnd
 from worker.contract.problem import Problem
 
+# Seconds for which a stream goes on without asking whether its key is still good.
+_TRUST = 1.0
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 Number = Annotated[int, Query(ge=0, le=2**53, description="entries after this one")]
@@ -34,6 +39,7 @@ def page_of(page: type[Page[Any]], rows: Sequence[RowMapping], limit: int, curso
 
 async def stream_of(
     control: ControlPlane,
+    caller: Caller,
     kind: RowKind,
     job: str,
     view: type[BaseModel],
@@ -48,15 +54,17 @@ async def stream_of(
     `id` is the column that numbers them. Raises Refusal 404, 422.
     """
     cursor = _number(last_event_id, after)
-    await newest_attempt(control, job)
+    await newest_attempt(control, caller, job)
     if last_event_id and await control.streams.sent_all(kind, job, cursor):
         return Response(status_code=204)
-    return streaming(_events(control, kind, job, cursor, view, id, wanted))
+    return streaming(control, caller, _events(control, kind, job, cursor, view, id, wanted))
 
 
-def streaming(content: AsyncIterator[bytes]) -> StreamingResponse:
-    """Server-sent events, which nobody on the way should keep back."""
-    return StreamingResponse(content, media_type="text/event-stream", headers=_HEADERS)
+def streaming(control: ControlPlane, caller: Caller, content: AsyncIterator[bytes]) -> StreamingResponse:
+    """Server-sent events, which nobody on the way should keep back; they end with the key that they were asked for."""
+    return StreamingResponse(
+        _as_long_as_allowed(control, caller, content), media_type="text/event-stream", headers=_HEADERS
+    )
 
 
 def end(head: Head, id: str) -> bytes:
@@ -76,11 +84,23 @@ def bad_id() -> Refusal:
     return Refusal(422, f"Last-Event-ID: {message}", [Problem("Last-Event-ID", message)])
 
 
-async def newest_attempt(control: ControlPlane, job: str) -> int:
+async def _as_long_as_allowed(
+    control: ControlPlane, caller: Caller, content: AsyncIterator[bytes]
+) -> AsyncIterator[bytes]:
+    asked = time.monotonic()
+    async for part in content:
+        if (now := time.monotonic()) > asked + _TRUST:
+            if not await still_good(control, caller):
+                return
+            asked = now
+        yield part
+
+
+async def newest_attempt(control: ControlPlane, caller: Caller, job: str) -> int:
     """The number of the job's newest attempt. Raises Refusal 404."""
     with refusing():
         async with control.database.reading() as session:
-            return (await jobs.get(session, job)).attempt
+            return (await jobs.get(session, job, caller.project)).attempt
 
 
 async def _events(

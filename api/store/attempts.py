@@ -13,13 +13,13 @@ class NoSuchAttempt(LookupError):
     """The job has no attempt of this number."""
 
 
-async def confirm_dead(session: AsyncSession, job_id: str, number: int) -> AttemptRow:
+async def confirm_dead(session: AsyncSession, job_id: str, project: str, number: int) -> AttemptRow:
     """Records that nothing of the attempt runs any more. Where it is said already, nothing changes.
 
     Only of an attempt that is being ended, whose reports are refused: one that still may report is ended first. Raises
     NoSuchJob, NoSuchAttempt, Conflict.
     """
-    job = await jobs.get(session, job_id, lock=True)
+    job = await jobs.get(session, job_id, project, lock=True)
     query = select(AttemptRow).where(AttemptRow.job_id == job_id, AttemptRow.number == number)
     attempt = await session.scalar(query.with_for_update())
     if attempt is None:

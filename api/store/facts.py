@@ -19,13 +19,13 @@ _ATTEMPTS, _EVENTS = 10, 10
 _WORTH_SAYING = [level for level in get_args(Level) if level != "info"]
 
 
-def facts(connection: Connection, id: str, *, now: datetime, places: int | None) -> Facts:
+def facts(connection: Connection, id: str, project: str, *, now: datetime, places: int | None) -> Facts:
     """All that explains the job. `places`: how many jobs may run at once; None: a cluster gives places.
 
     Raises NoSuchJob.
     """
     job = operations_load.one(connection, id)
-    if job is None or job.deleted:
+    if job is None or job.deleted or job.project_id != project:
         raise NoSuchJob(id)
     row = connection.execute(
         select(JobRow.pipeline_id, JobRow.activity, JobRow.progress).where(JobRow.id == id)

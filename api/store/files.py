@@ -7,7 +7,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.store import jobs
-from api.store.database import DEFAULT_PROJECT, utcnow
+from api.store.database import utcnow
 from api.store.pages import Slice, page
 from api.store.tables import FileRow
 
@@ -20,6 +20,7 @@ async def add(
     session: AsyncSession,
     *,
     id: str,
+    project: str,
     filename: str,
     purpose: str,
     kind: str,
@@ -31,7 +32,7 @@ async def add(
     """Registers a file whose bytes are in the store."""
     row = FileRow(
         id=id,
-        project_id=DEFAULT_PROJECT,
+        project_id=project,
         filename=filename,
         purpose=purpose,
         kind=kind,
@@ -46,17 +47,19 @@ async def add(
     return row
 
 
-async def get(session: AsyncSession, id: str) -> FileRow:
-    """One file. Raises NoSuchFile."""
-    row = await session.get(FileRow, id)
+async def get(session: AsyncSession, id: str, project: str) -> FileRow:
+    """One file of a project. Raises NoSuchFile."""
+    row = await session.scalar(select(FileRow).where(FileRow.id == id, FileRow.project_id == project))
     if row is None:
         raise NoSuchFile(id)
     return row
 
 
-async def listed(session: AsyncSession, purpose: str | None, part: Slice) -> tuple[Sequence[FileRow], str | None]:
-    """A page of files, and the cursor of the next. Raises BadCursor."""
-    query = select(FileRow).where(FileRow.project_id == DEFAULT_PROJECT)
+async def listed(
+    session: AsyncSession, project: str, purpose: str | None, part: Slice
+) -> tuple[Sequence[FileRow], str | None]:
+    """A page of a project's files, and the cursor of the next. Raises BadCursor."""
+    query = select(FileRow).where(FileRow.project_id == project)
     if purpose is not None:
         query = query.where(FileRow.purpose == purpose)
     return await page(session, query, FileRow.created_at, FileRow.id, part)
@@ -67,13 +70,13 @@ def known(connection: Connection, ids: Sequence[str]) -> set[str]:
     return set(connection.scalars(select(FileRow.id).where(FileRow.id.in_(ids))))
 
 
-async def delete(session: AsyncSession, id: str) -> FileRow:
+async def delete(session: AsyncSession, id: str, project: str) -> FileRow:
     """Removes the row; the caller removes the bytes after the commit. Raises NoSuchFile, Conflict."""
     # The lock waits for a job that is just being created with this file, and keeps others from it.
-    row = await session.scalar(select(FileRow).where(FileRow.id == id).with_for_update())
+    row = await session.scalar(select(FileRow).where(FileRow.id == id, FileRow.project_id == project).with_for_update())
     if row is None:
         raise NoSuchFile(id)
-    if users := await jobs.unfinished_users(session, f"files/{id}"):
+    if users := await jobs.unfinished_users(session, project, f"files/{id}"):
         raise jobs.Conflict(f"the file is used by {', '.join(users[:5])}; delete it when they have ended")
     await session.delete(row)
     return row

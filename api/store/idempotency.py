@@ -6,7 +6,7 @@ from datetime import timedelta
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.store.database import DEFAULT_PROJECT, utcnow
+from api.store.database import utcnow
 from api.store.reports import insert_new
 from api.store.tables import IdempotencyRow
 
@@ -22,11 +22,11 @@ def fingerprint(route: str, body: bytes) -> str:
     return hashlib.sha256(route.encode() + b"\n" + body).hexdigest()
 
 
-async def find(session: AsyncSession, key: str, request_sha256: str) -> str | None:
+async def find(session: AsyncSession, project: str, key: str, request_sha256: str) -> str | None:
     """The id of what the key has made, if it was used in the last 24 hours. Raises KeyReused."""
     row = await session.scalar(
         select(IdempotencyRow).where(
-            IdempotencyRow.project_id == DEFAULT_PROJECT,
+            IdempotencyRow.project_id == project,
             IdempotencyRow.key == key,
             IdempotencyRow.created_at > utcnow() - LIFETIME,
         )
@@ -38,13 +38,13 @@ async def find(session: AsyncSession, key: str, request_sha256: str) -> str | No
     return row.resource_id
 
 
-async def claim(session: AsyncSession, key: str, request_sha256: str, resource_id: str) -> str:
+async def claim(session: AsyncSession, project: str, key: str, request_sha256: str, resource_id: str) -> str:
     """Takes the key for `resource_id`, in the transaction that makes it. Gives whose it is: `resource_id`, or the id
     of what a request that was quicker has made. Raises KeyReused."""
     now = utcnow()
     await session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at <= now - LIFETIME))
     row = {
-        "project_id": DEFAULT_PROJECT,
+        "project_id": project,
         "key": key,
         "request_sha256": request_sha256,
         "resource_id": resource_id,
@@ -52,7 +52,7 @@ async def claim(session: AsyncSession, key: str, request_sha256: str, resource_i
     }
     # Waits for another transaction that has inserted the same key and is not over.
     await (await session.connection()).run_sync(insert_new, IdempotencyRow, [row])
-    return await find(session, key, request_sha256) or resource_id
+    return await find(session, project, key, request_sha256) or resource_id
 
 
 async def forget(session: AsyncSession, resource_id: str) -> None:

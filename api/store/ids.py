@@ -6,7 +6,7 @@ from typing import Literal
 # RFC 4648's alphabet, so that an id holds no 0, 1, 8 or 9 to be misread.
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
-Prefix = Literal["job", "pipe", "file", "model", "key"]
+Prefix = Literal["job", "pipe", "file", "model", "key", "proj"]
 ID_PATTERN = r"-[a-z2-7]{12}$"
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.domain.job import FINAL, Desired, Phase, Reason
 from api.store import events, idempotency
-from api.store.database import DEFAULT_PROJECT, utcnow
+from api.store.database import utcnow
 from api.store.ids import new_id
 from api.store.pages import Slice, page
 from api.store.tables import AttemptRow, FileRow, JobRow, ModelRow
@@ -74,6 +74,7 @@ async def create(
     spec: JobSpec,
     inputs: dict[str, Input],
     *,
+    project: str,
     key: Key | None = None,
     cloned_from: str | None = None,
     place: Place | None = None,
@@ -82,17 +83,17 @@ async def create(
     for them. Raises KeyReused, InputGone."""
     id = new_id("job")
     if key is not None:
-        owner = await idempotency.claim(session, key.value, key.request_sha256, id)
+        owner = await idempotency.claim(session, project, key.value, key.request_sha256, id)
         if owner != id:
-            return await get(session, owner), False
-    await _hold_inputs(session, inputs)
+            return await get(session, owner, project), False
+    await _hold_inputs(session, inputs, project)
     now = utcnow()
     needs = list(place.needs) if place is not None else []
     document = spec.model_dump(mode="json")
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     row = JobRow(
         id=id,
-        project_id=DEFAULT_PROJECT,
+        project_id=project,
         name=spec.title,
         stage=spec.stage.type,
         spec=document,
@@ -131,28 +132,28 @@ async def create(
     return row, True
 
 
-async def get(session: AsyncSession, id: str, *, lock: bool = False) -> JobRow:
-    """One job. Raises NoSuchJob."""
-    query = select(JobRow).where(JobRow.id == id, JobRow.deleted_at.is_(None))
+async def get(session: AsyncSession, id: str, project: str, *, lock: bool = False) -> JobRow:
+    """One job of a project. Raises NoSuchJob."""
+    query = select(JobRow).where(JobRow.id == id, JobRow.project_id == project, JobRow.deleted_at.is_(None))
     row = await session.scalar(query.with_for_update() if lock else query)
     if row is None:
         raise NoSuchJob(id)
     return row
 
 
-def require(connection: Connection, id: str) -> None:
-    """Raises NoSuchJob unless there is such a job."""
-    if connection.scalar(select(JobRow.id).where(JobRow.id == id, JobRow.deleted_at.is_(None))) is None:
+def require(connection: Connection, id: str, project: str) -> None:
+    """Raises NoSuchJob unless the project has such a job."""
+    query = select(JobRow.id).where(JobRow.id == id, JobRow.project_id == project, JobRow.deleted_at.is_(None))
+    if connection.scalar(query) is None:
         raise NoSuchJob(id)
 
 
-def look(connection: Connection, id: str) -> tuple[RowMapping, Sequence[RowMapping]]:
-    """The columns of one job, and of the models that it has handed over. Raises NoSuchJob."""
+def look(connection: Connection, id: str, project: str) -> tuple[RowMapping, Sequence[RowMapping]]:
+    """The columns of one job of a project, and of the models that it has handed over. Raises NoSuchJob."""
     # Columns and not mapped objects: this is what everybody polls.
     table, models = JobRow.__table__, ModelRow.__table__
-    row = (
-        connection.execute(select(table).where(table.c.id == id, table.c.deleted_at.is_(None))).mappings().one_or_none()
-    )
+    wanted = select(table).where(table.c.id == id, table.c.project_id == project, table.c.deleted_at.is_(None))
+    row = connection.execute(wanted).mappings().one_or_none()
     if row is None:
         raise NoSuchJob(id)
     if row["phase"] != Phase.SUCCEEDED:
@@ -161,9 +162,11 @@ def look(connection: Connection, id: str) -> tuple[RowMapping, Sequence[RowMappi
     return row, connection.execute(query).mappings().all()
 
 
-async def listed(session: AsyncSession, filters: Filters, part: Slice) -> tuple[Sequence[JobRow], str | None]:
-    """A page of jobs, and the cursor of the next. Raises BadCursor."""
-    query: Select[JobRow] = select(JobRow).where(JobRow.project_id == DEFAULT_PROJECT, JobRow.deleted_at.is_(None))
+async def listed(
+    session: AsyncSession, project: str, filters: Filters, part: Slice
+) -> tuple[Sequence[JobRow], str | None]:
+    """A page of a project's jobs, and the cursor of the next. Raises BadCursor."""
+    query: Select[JobRow] = select(JobRow).where(JobRow.project_id == project, JobRow.deleted_at.is_(None))
     if filters.phases:
         query = query.where(JobRow.phase.in_([phase.value for phase in filters.phases]))
     if filters.stages:
@@ -201,6 +204,7 @@ async def outputs(session: AsyncSession, jobs: Sequence[JobRow]) -> dict[str, li
 async def change(
     session: AsyncSession,
     id: str,
+    project: str,
     *,
     name: str | None = None,
     metadata: Metadata | None = None,
@@ -208,7 +212,7 @@ async def change(
     generation: int | None = None,
 ) -> JobRow:
     """Changes what is given. Raises NoSuchJob, and Stale unless the job is of `generation` (None: any)."""
-    row = await get(session, id, lock=True)
+    row = await get(session, id, project, lock=True)
     _check(row, generation)
     before = (row.name, row.metadata_, row.priority)
     row.name = name if name is not None else row.name
@@ -219,12 +223,12 @@ async def change(
     return row
 
 
-async def want(session: AsyncSession, id: str, desired: Desired, generation: int | None = None) -> JobRow:
+async def want(session: AsyncSession, id: str, project: str, desired: Desired, generation: int | None = None) -> JobRow:
     """What the owner wants from now on: run (resume), pause, cancel. Where it is so already, nothing changes.
 
     Raises NoSuchJob, Conflict, Stale.
     """
-    row = await get(session, id, lock=True)
+    row = await get(session, id, project, lock=True)
     _check(row, generation)
     phase = Phase(row.phase)
     if phase == Phase.CANCELLED and desired == Desired.CANCEL:
@@ -244,9 +248,9 @@ async def want(session: AsyncSession, id: str, desired: Desired, generation: int
     return row
 
 
-async def retry(session: AsyncSession, id: str, generation: int | None = None) -> JobRow:
+async def retry(session: AsyncSession, id: str, project: str, generation: int | None = None) -> JobRow:
     """Sends a failed job back to the queue. Raises NoSuchJob, Conflict, Stale."""
-    row = await get(session, id, lock=True)
+    row = await get(session, id, project, lock=True)
     _check(row, generation)
     if row.phase != Phase.FAILED:
         hint = "; `clone` makes a new one" if Phase(row.phase) in FINAL else "; only a failed job can be retried"
@@ -261,9 +265,9 @@ async def retry(session: AsyncSession, id: str, generation: int | None = None) -
     return row
 
 
-async def delete(session: AsyncSession, id: str, generation: int | None = None) -> None:
+async def delete(session: AsyncSession, id: str, project: str, generation: int | None = None) -> None:
     """Marks a final job; the operator removes what belongs to it. Raises NoSuchJob, Conflict, Stale."""
-    row = await get(session, id, lock=True)
+    row = await get(session, id, project, lock=True)
     _check(row, generation)
     if row.pipeline_id is not None:
         raise Conflict(f"the job is the step `{row.step}` of {row.pipeline_id}; delete the whole pipeline")
@@ -288,11 +292,15 @@ async def by_phase(session: AsyncSession) -> dict[str, int]:
     return found
 
 
-async def unfinished_users(session: AsyncSession, reference: str, handed_over_by: str | None = None) -> list[str]:
-    """The ids of the jobs, not final, one of whose inputs was resolved to `reference`, or that wait for what the job
-    `handed_over_by` hands over."""
+async def unfinished_users(
+    session: AsyncSession, project: str, reference: str, handed_over_by: str | None = None
+) -> list[str]:
+    """The ids of the project's jobs, not final, one of whose inputs was resolved to `reference`, or that wait for what
+    the job `handed_over_by` hands over."""
     unfinished = JobRow.phase.not_in([phase.value for phase in FINAL])
-    query = select(JobRow.id, JobRow.inputs, JobRow.needs, JobRow.waiting).where(unfinished)
+    query = select(JobRow.id, JobRow.inputs, JobRow.needs, JobRow.waiting).where(
+        unfinished, JobRow.project_id == project
+    )
     return [
         row.id
         for row in await session.execute(query)
@@ -301,14 +309,16 @@ async def unfinished_users(session: AsyncSession, reference: str, handed_over_by
     ]
 
 
-async def _hold_inputs(session: AsyncSession, inputs: dict[str, Input]) -> None:
+async def _hold_inputs(session: AsyncSession, inputs: dict[str, Input], project: str) -> None:
     """Keeps the files and models that the inputs name from being deleted until this transaction is over."""
     for path, given in inputs.items():
         _, _, name = given.reference.partition("/")
         if given.kind == "file":
-            held = await session.scalar(select(FileRow.id).where(FileRow.id == name).with_for_update(read=True))
+            held = await session.scalar(
+                select(FileRow.id).where(FileRow.id == name, FileRow.project_id == project).with_for_update(read=True)
+            )
         elif given.kind == "model":
-            query = select(ModelRow.id).where(ModelRow.project_id == DEFAULT_PROJECT)
+            query = select(ModelRow.id).where(ModelRow.project_id == project)
             name, _, version = name.partition("@")
             if version:
                 named = (ModelRow.name == name, ModelRow.version == int(version), ModelRow.kind == "model")

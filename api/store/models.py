@@ -7,7 +7,6 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.store import jobs
-from api.store.database import DEFAULT_PROJECT
 from api.store.pages import Slice, page
 from api.store.tables import ModelRow
 from worker.contract.order import Input
@@ -19,9 +18,9 @@ class NoSuchModel(LookupError):
     """There is no such model."""
 
 
-async def get(session: AsyncSession, wanted: str, *, lock: bool = False) -> ModelRow:
-    """A model by its id, its `NAME` (the newest version) or `NAME@version`. Raises NoSuchModel."""
-    query = select(ModelRow).where(ModelRow.project_id == DEFAULT_PROJECT)
+async def get(session: AsyncSession, wanted: str, project: str, *, lock: bool = False) -> ModelRow:
+    """A project's model by its id, its `NAME` (the newest version) or `NAME@version`. Raises NoSuchModel."""
+    query = select(ModelRow).where(ModelRow.project_id == project)
     row = await session.scalar((query.with_for_update() if lock else query).where(ModelRow.id == wanted))
     if row is not None:
         return row
@@ -55,10 +54,10 @@ async def handed_over(session: AsyncSession, job: str, kind: str) -> ModelRow | 
 
 
 async def listed(
-    session: AsyncSession, name: str | None, kind: str | None, job: str | None, part: Slice
+    session: AsyncSession, project: str, name: str | None, kind: str | None, job: str | None, part: Slice
 ) -> tuple[Sequence[ModelRow], str | None]:
-    """A page of models, and the cursor of the next. Raises BadCursor."""
-    query = select(ModelRow).where(ModelRow.project_id == DEFAULT_PROJECT)
+    """A page of a project's models, and the cursor of the next. Raises BadCursor."""
+    query = select(ModelRow).where(ModelRow.project_id == project)
     if name is not None:
         query = query.where(ModelRow.name == name)
     if kind is not None:
@@ -68,10 +67,10 @@ async def listed(
     return await page(session, query, ModelRow.created_at, ModelRow.id, part)
 
 
-async def delete(session: AsyncSession, wanted: str) -> ModelRow:
+async def delete(session: AsyncSession, wanted: str, project: str) -> ModelRow:
     """Removes the row; the caller removes the folder after the commit. Raises NoSuchModel, Conflict."""
-    row = await get(session, wanted, lock=True)
-    if users := await jobs.unfinished_users(session, reference_of(row), handed_over_by=row.job_id):
+    row = await get(session, wanted, project, lock=True)
+    if users := await jobs.unfinished_users(session, project, reference_of(row), handed_over_by=row.job_id):
         raise jobs.Conflict(f"the model is used by {', '.join(users[:5])}; delete it when they have ended")
     await session.delete(row)
     return row

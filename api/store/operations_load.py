@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Bundle, Session
 
 from api.domain.job import ACTIVE, FINAL, Attempt, Desired, Fault, Job, Need, Phase, Reason
-from api.store.tables import AttemptRow, CheckpointRow, JobRow
+from api.domain.quota import Limit
+from api.store.tables import AttemptRow, CheckpointRow, JobRow, Project
 from worker.contract.order import Input
 from worker.contract.protocol import Termination
 from worker.contract.spec import JobSpec
@@ -92,6 +93,13 @@ def one(connection: Connection, job_id: str) -> Job | None:
 def some(connection: Connection, ids: Collection[str]) -> list[Job]:
     """The jobs of these ids, as far as they are there."""
     return _load(connection, JobRow.id.in_(ids))
+
+
+def limits(connection: Connection) -> dict[str, Limit]:
+    """What the active jobs of projects may have, of those that are limited; by the project's id."""
+    query = select(Project.id, Project.name, Project.max_jobs, Project.max_accelerators)
+    limited = query.where(Project.max_jobs.is_not(None) | Project.max_accelerators.is_not(None))
+    return {row.id: Limit(row.name, row.max_jobs, row.max_accelerators) for row in connection.execute(limited)}
 
 
 async def inputs(session: AsyncSession, job_id: str) -> dict[str, Input]:

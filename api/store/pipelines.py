@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from api.domain.job import FINAL, Desired, Phase
 from api.domain.pipeline import hopeless, waits_for
 from api.store import idempotency, jobs
-from api.store.database import DEFAULT_PROJECT, utcnow
+from api.store.database import utcnow
 from api.store.ids import new_id
 from api.store.jobs import Conflict, Key, Place
 from api.store.pages import Slice, page
@@ -32,7 +32,12 @@ class Whole:
 
 
 async def create(
-    session: AsyncSession, spec: PipelineSpec, inputs: Mapping[str, dict[str, Input]], *, key: Key | None = None
+    session: AsyncSession,
+    spec: PipelineSpec,
+    inputs: Mapping[str, dict[str, Input]],
+    *,
+    project: str,
+    key: Key | None = None,
 ) -> tuple[Whole, bool]:
     """A new pipeline with the jobs of all its steps, or the one that `key` has made before; and whether it is new.
 
@@ -40,12 +45,10 @@ async def create(
     """
     id = new_id("pipe")
     if key is not None:
-        owner = await idempotency.claim(session, key.value, key.request_sha256, id)
+        owner = await idempotency.claim(session, project, key.value, key.request_sha256, id)
         if owner != id:
-            return await get(session, owner), False
-    row = PipelineRow(
-        id=id, project_id=DEFAULT_PROJECT, name=spec.title, metadata_=dict(spec.metadata), created_at=utcnow()
-    )
+            return await get(session, owner, project), False
+    row = PipelineRow(id=id, project_id=project, name=spec.title, metadata_=dict(spec.metadata), created_at=utcnow())
     session.add(row)
     await session.flush()
     made: dict[str, JobRow] = {}
@@ -54,24 +57,24 @@ async def create(
         wanted = [{**need._asdict(), "job": made[need.step].id} for need in needs(named)]
         place = Place(id, step, wanted, waits_for(need["step"] for need in wanted) if wanted else "")
         try:
-            made[step], _ = await jobs.create(session, named, inputs[step], place=place)
+            made[step], _ = await jobs.create(session, named, inputs[step], project=project, place=place)
         except jobs.InputGone as error:
             raise jobs.InputGone(f"steps.{step}.{error.path}") from None
     return Whole(row, list(made.values())), True
 
 
-async def get(session: AsyncSession, id: str, *, lock: bool = False) -> Whole:
-    """One pipeline; with `lock` its jobs' rows are locked. Raises NoSuchPipeline."""
-    query = select(PipelineRow).where(PipelineRow.id == id)
+async def get(session: AsyncSession, id: str, project: str, *, lock: bool = False) -> Whole:
+    """One pipeline of a project; with `lock` its jobs' rows are locked. Raises NoSuchPipeline."""
+    query = select(PipelineRow).where(PipelineRow.id == id, PipelineRow.project_id == project)
     row = await session.scalar(query.with_for_update() if lock else query)
     if row is None:
         raise NoSuchPipeline(id)
     return Whole(row, (await _steps(session, [id], lock=lock))[id])
 
 
-async def listed(session: AsyncSession, name: str | None, part: Slice) -> tuple[list[Whole], str | None]:
-    """A page of pipelines, and the cursor of the next. Raises BadCursor."""
-    query: Select[PipelineRow] = select(PipelineRow).where(PipelineRow.project_id == DEFAULT_PROJECT)
+async def listed(session: AsyncSession, project: str, name: str | None, part: Slice) -> tuple[list[Whole], str | None]:
+    """A page of a project's pipelines, and the cursor of the next. Raises BadCursor."""
+    query: Select[PipelineRow] = select(PipelineRow).where(PipelineRow.project_id == project)
     if name is not None:
         query = query.where(PipelineRow.name == name)
     rows, following = await page(session, query, PipelineRow.created_at, PipelineRow.id, part)
@@ -79,27 +82,27 @@ async def listed(session: AsyncSession, name: str | None, part: Slice) -> tuple[
     return [Whole(row, steps[row.id]) for row in rows], following
 
 
-async def want(session: AsyncSession, id: str, desired: Desired) -> Whole:
+async def want(session: AsyncSession, id: str, project: str, desired: Desired) -> Whole:
     """What the owner wants of all steps that are not over. Where it is so already, nothing changes.
 
     Raises NoSuchPipeline, Conflict.
     """
-    whole = await get(session, id, lock=True)
+    whole = await get(session, id, project, lock=True)
     # What is being cancelled stays so.
     left = [step for step in _left(whole) if desired == Desired.CANCEL or step.desired != Desired.CANCEL]
     if not left and not (desired == Desired.CANCEL and any(s.phase == Phase.CANCELLED for s in whole.steps)):
         raise Conflict("all of its steps are over; `retry` starts those again that failed")
     for step in left:
-        await jobs.want(session, step.id, desired)
+        await jobs.want(session, step.id, project, desired)
     return whole
 
 
-async def retry(session: AsyncSession, id: str) -> Whole:
+async def retry(session: AsyncSession, id: str, project: str) -> Whole:
     """Sends the steps that failed back to the queue; what succeeded is not done again.
 
     Raises NoSuchPipeline, Conflict.
     """
-    whole = await get(session, id, lock=True)
+    whole = await get(session, id, project, lock=True)
     lost = hopeless(
         {str(step.step): {need["step"] for need in step.needs} for step in whole.steps if step.waiting},
         {str(step.step) for step in whole.steps if step.phase == Phase.CANCELLED},
@@ -111,21 +114,21 @@ async def retry(session: AsyncSession, id: str) -> Whole:
     if not again:
         raise Conflict("what failed waits for a step that was cancelled, and that is final; make a new pipeline")
     for step in again:
-        await jobs.retry(session, step.id)
+        await jobs.retry(session, step.id, project)
     return whole
 
 
-async def delete(session: AsyncSession, id: str) -> list[str]:
+async def delete(session: AsyncSession, id: str, project: str) -> list[str]:
     """Removes a pipeline whose steps are all over, and marks their jobs, whose ids it gives: the operator removes what
     belongs to them. Raises NoSuchPipeline, Conflict."""
-    whole = await get(session, id, lock=True)
+    whole = await get(session, id, project, lock=True)
     if left := _left(whole):
         raise Conflict(
             f"its step `{left[0].step}` is {left[0].phase}; `cancel` it first, and delete it when it is over"
         )
     for step in whole.steps:
         step.pipeline_id = None
-        await jobs.delete(session, step.id)
+        await jobs.delete(session, step.id, project)
     await session.flush()
     await session.delete(whole.row)
     await idempotency.forget(session, id)

@@ -50,6 +50,42 @@ class Project(Base):
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     name: Mapped[str] = mapped_column(String(63), unique=True)
     created_at: Mapped[datetime]
+    # Its quotas; None: as much as there is.
+    max_jobs: Mapped[int | None] = mapped_column(default=None)
+    max_accelerators: Mapped[int | None] = mapped_column(default=None)
+    max_bytes: Mapped[int | None] = mapped_column(BigInteger, default=None)
+
+
+class ApiKeyRow(Base):
+    """An API key, of which nothing is stored that it could be made from again."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (Index("ix_api_keys_page", "created_at", "id"),)
+    id: Mapped[str] = mapped_column(String(20), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str] = mapped_column(String(63))
+    role: Mapped[str] = mapped_column(String(8))
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[datetime]
+    created_by: Mapped[str | None] = mapped_column(String(20))
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class AuditRow(Base):
+    """Who changed what. No foreign keys: it tells of what is gone, too."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index("ix_audit_page", "project_id", "id"),)
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=True)
+    at: Mapped[datetime]
+    project_id: Mapped[str] = mapped_column(String(32))
+    key_id: Mapped[str | None] = mapped_column(String(20))
+    who: Mapped[str] = mapped_column(String(63))
+    action: Mapped[str] = mapped_column(String(48))
+    target: Mapped[str] = mapped_column(String(64))
+    detail: Mapped[dict[str, Any]]
 
 
 class PipelineRow(Base):

@@ -93,7 +93,7 @@ async def test_what_does_not_fit_beside_the_administrators_part_is_refused_with_
     async def refused(**pod: Any) -> set[str]:
         stage = {"type": "sft", "model": "models/none", "data": "files/none"}
         with pytest.raises(InvalidSpec) as error:
-            await resolver.resolve(parse_spec({"stage": stage, "resources": {"pod": pod}}))
+            await resolver.resolve(parse_spec({"stage": stage, "resources": {"pod": pod}}), "default")
         return {problem.path for problem in error.value.problems}
 
     other = {"stage.model", "stage.data.train"}

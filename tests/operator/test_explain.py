@@ -172,6 +172,15 @@ def test_a_place_is_waited_for_behind_others() -> None:
     assert told(job(Phase.QUEUED), line=Line(2, 1, 0)).summary == "It starts in a moment."
 
 
+def test_a_projects_quota_is_waited_for() -> None:
+    said = "project small has all the active jobs that it may: 2"
+    explanation = told(job(Phase.QUEUED, reason=Reason.QUOTA_WAIT, message=said), kubernetes=True)
+    assert explanation.summary == "It waits for its project's quota."
+    assert any(said in because for because in explanation.because)
+    assert not any("cluster's own words" in because for because in explanation.because)
+    assert "rlhf projects limit" in explanation.todo[0]
+
+
 def test_without_an_operator_nothing_else_matters() -> None:
     explanation = told(job(Phase.QUEUED), led=False)
     assert "No operator is at work" in explanation.because[0]

@@ -51,7 +51,7 @@ async def made(plane: Plane, steps: dict[str, Any], name: str = "fork") -> tuple
     """A new pipeline, and its jobs by their steps."""
     spec = parse_pipeline({"name": name, "steps": steps})
     async with plane.database.transaction() as session:
-        whole, _ = await pipelines.create(session, spec, {step: {} for step in steps})
+        whole, _ = await pipelines.create(session, spec, {step: {} for step in steps}, project="default")
     for step in whole.steps:
         await plane.wakeups.wake(step.id)
     return whole.row.id, {str(step.step): step.id for step in whole.steps}
@@ -59,7 +59,7 @@ async def made(plane: Plane, steps: dict[str, Any], name: str = "fork") -> tuple
 
 async def read(plane: Plane, id: str) -> Whole:
     async with plane.database.reading() as session:
-        return await pipelines.get(session, id)
+        return await pipelines.get(session, id, "default")
 
 
 def handed_over(plane: Plane, job: str, kind: str = "model", attempt: int = 1, **config: Any) -> dict[str, Any]:
@@ -112,9 +112,9 @@ async def test_lineage_leads_back_from_the_last_model_to_the_first_file(plane: P
     for step in ("base", "left", "right", "last"):
         await succeeds(plane, jobs_[step])
     async with plane.database.transaction() as session:
-        base = await models.delete(session, "fork-base")  # lineage outlives what it tells of
-        left = await models.get(session, "fork-left")
-        last = await models.get(session, "fork-last")
+        base = await models.delete(session, "fork-base", "default")  # lineage outlives what it tells of
+        left = await models.get(session, "fork-left", "default")
+        last = await models.get(session, "fork-last", "default")
     assert last.lineage["parents"] == {"stage.model": {"reference": "models/fork-left@1", "sha256": left.sha256}}
     ancestors = last.lineage["ancestors"]
     assert {found["name"] for found in ancestors.values()} == {"fork-left", "fork-base"}
@@ -142,7 +142,7 @@ async def test_what_needs_a_step_that_failed_fails_with_it_and_the_rest_goes_on(
     await succeeds(plane, jobs_["right"])
     # A retry redoes what failed, and nothing else.
     async with plane.database.transaction() as session:
-        await pipelines.retry(session, id)
+        await pipelines.retry(session, id, "default")
     await plane.wakeups.wake(jobs_["left"])
     await plane.reaches(jobs_["left"], Phase.FAILED, attempt=2)
     assert [(await plane.job(jobs_[step])).attempt for step in ("base", "left", "right")] == [1, 2, 1]
@@ -156,9 +156,9 @@ async def test_a_retried_pipeline_goes_on_to_its_end(plane: Plane) -> None:
     )
     await plane.reaches(jobs_["next"], Phase.FAILED)
     async with plane.database.transaction() as session:
-        row = await jobs.get(session, jobs_["base"], lock=True)
+        row = await jobs.get(session, jobs_["base"], "default", lock=True)
         row.spec, row.spec_sha256 = {**row.spec, "metadata": LONG}, "mended"
-        await pipelines.retry(session, id)
+        await pipelines.retry(session, id, "default")
     await plane.runs(jobs_["base"], attempt=2)
     assert (await plane.job(jobs_["next"])).reason == Reason.AWAITING_STEP
     folder = handed_over(plane, jobs_["base"], attempt=2)
@@ -181,13 +181,13 @@ async def test_cancelling_a_pipeline_leaves_what_succeeded(plane: Plane) -> None
     await succeeds(plane, jobs_["base"])
     await plane.runs(jobs_["left"])
     async with plane.database.transaction() as session:
-        await pipelines.want(session, id, Desired.CANCEL)
+        await pipelines.want(session, id, "default", Desired.CANCEL)
     for job in jobs_.values():
         await plane.wakeups.wake(job)
     for step in ("left", "right", "last"):
         await plane.reaches(jobs_[step], Phase.CANCELLED)
     async with plane.database.reading() as session:
-        assert (await models.get(session, "fork-base")).job_id == jobs_["base"]
+        assert (await models.get(session, "fork-base", "default")).job_id == jobs_["base"]
 
 
 async def test_a_model_with_too_few_positions_fails_the_step_with_a_sentence(plane: Plane) -> None:
@@ -213,7 +213,7 @@ async def test_a_model_that_a_waiting_step_will_take_is_not_deleted(plane: Plane
     await plane.runs(jobs_["left"])
     async with plane.database.transaction() as session:
         with pytest.raises(jobs.Conflict, match=jobs_["both"]):
-            await models.delete(session, "fork-base")
+            await models.delete(session, "fork-base", "default")
 
 
 def join(actor: str, reference: str) -> dict[str, Any]:
@@ -243,9 +243,9 @@ async def test_a_retry_that_is_quicker_than_the_failure_of_what_waits_keeps_that
     id, jobs_ = await made(plane, steps)
     await asyncio.wait_for(looked.wait(), 30)
     async with plane.database.transaction() as session:
-        row = await jobs.get(session, jobs_["base"], lock=True)
+        row = await jobs.get(session, jobs_["base"], "default", lock=True)
         row.spec, row.spec_sha256 = {**row.spec, "metadata": LONG}, "mended"
-        await pipelines.retry(session, id)
+        await pipelines.retry(session, id, "default")
     go_on.set()
     await plane.wakeups.wake(jobs_["base"])
     await plane.runs(jobs_["base"], attempt=2)
@@ -257,7 +257,7 @@ async def test_a_deleted_pipeline_leaves_nothing_but_its_models(plane: Plane) ->
     id, jobs_ = await made(plane, {"base": sft("hub/base")})
     await succeeds(plane, jobs_["base"])
     async with plane.database.transaction() as session:
-        gone = await pipelines.delete(session, id)
+        gone = await pipelines.delete(session, id, "default")
     for job in gone:
         await plane.wakeups.wake(job)
 
@@ -266,4 +266,4 @@ async def test_a_deleted_pipeline_leaves_nothing_but_its_models(plane: Plane) ->
 
     await until(there_is_none)
     async with plane.database.reading() as session:
-        assert (plane.store / (await models.get(session, "fork-base")).path).is_dir()
+        assert (plane.store / (await models.get(session, "fork-base", "default")).path).is_dir()

@@ -256,7 +256,7 @@ async def test_the_version_of_a_deleted_model_is_not_given_again(plane: Plane) -
         end(plane, job, [{"kind": "model", **saved(plane, job, "outputs", "model")}])
         await plane.reaches(job, Phase.SUCCEEDED)
         async with plane.database.transaction() as session:
-            model = await models.delete(session, "talks")
+            model = await models.delete(session, "talks", "default")
         assert (model.name, model.version) == ("talks", version)
 
 

@@ -81,7 +81,7 @@ def test_a_step_that_comes_back_to_the_queue_says_again_what_it_waits_for() -> N
 def test_who_waits_for_a_step_takes_no_place_from_others() -> None:
     behind = waiting(need(Phase.RUNNING), priority=9)
     free = waiting(id="job-free")
-    assert may_start([behind, free], 1, T0) == [free]
+    assert may_start([behind, free], 1, T0).start == [free]
 
 
 @given(st.lists(needs_of, min_size=1, max_size=4))

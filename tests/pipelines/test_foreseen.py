@@ -58,7 +58,7 @@ def evaluation(model: str, rows: str, **stage: Any) -> dict[str, Any]:
 
 
 async def inputs(plane: Plane, document: Any) -> dict[str, dict[str, Input]]:
-    return await plane.control.resolver.resolve_steps(parse_pipeline(document))
+    return await plane.control.resolver.resolve_steps(parse_pipeline(document), "default")
 
 
 async def refused(plane: Plane, document: Any) -> dict[str, str]:
