@@ -28,6 +28,7 @@ from api.operator.kube_api import KubeApi, NoCluster, connect
 from api.operator.kubernetes import KubernetesCluster
 from api.operator.leader import Leader
 from api.operator.local import LocalCluster
+from api.operator.namespaces import Namespaces
 from api.operator.reconciler import Operator
 from api.operator.site import Site, load_worker_pod
 from api.settings import BadSettings, Settings
@@ -218,10 +219,16 @@ async def _cluster(control: ControlPlane) -> AsyncIterator[Cluster]:
         client = await connect(settings.kubeconfig)
     except NoCluster as error:
         raise CannotStart(str(error)) from None
-    api = KubeApi(client, settings.namespace)
-    followed = KubernetesCluster.open(api, control.site, control.store.root, silence=settings.watch_silence)
-    async with client, followed as it:
-        yield it
+    async with client, contextlib.AsyncExitStack() as stack:
+        followed = {}
+        for namespace in settings.for_attempts:
+            site = replace(control.site, namespace=namespace)
+            opened = KubernetesCluster.open(
+                KubeApi(client, namespace), site, control.store.root, silence=settings.watch_silence
+            )
+            followed[namespace] = await stack.enter_async_context(opened)
+        first = followed.pop(settings.namespace)
+        yield Namespaces(first, followed) if followed else first
 
 
 async def _reconcile(control: ControlPlane, cluster: Cluster, stop: asyncio.Event) -> None:

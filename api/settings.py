@@ -16,6 +16,9 @@ MIB = 2**20
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
+Namespace = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+
+
 class BadSettings(ValueError):
     """Settings that the control plane refuses to start with; each line is a sentence."""
 
@@ -40,8 +43,16 @@ class Settings(BaseSettings):
     cluster: Literal["local", "kubernetes"] = Field(
         default="local", description="what runs attempts: `local`, processes of this machine; `kubernetes`, Jobs"
     )
-    namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")] = Field(
-        default="rlhf", description="on Kubernetes: where the attempts' objects are made"
+    namespace: Namespace = Field(
+        default="rlhf",
+        description="on Kubernetes: where the attempts' objects are made, of projects without one of their own",
+    )
+    namespaces: Annotated[list[Namespace], NoDecode] = Field(
+        default=[],
+        description="on Kubernetes: more of them, joined by blanks, that projects may have for their attempts",
+    )
+    pod_namespace: str = Field(
+        default="", description="on Kubernetes: the control plane's own, in which no attempt may run"
     )
     kubeconfig: Path | None = Field(
         default=None, description="on Kubernetes: absent, the pod's own account, or the home folder's configuration"
@@ -100,6 +111,11 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @field_validator("namespaces", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return value.split() if isinstance(value, str) else value
 
     @field_validator("allowed_services", mode="before")
     @classmethod
@@ -166,7 +182,19 @@ class Settings(BaseSettings):
             parts = urlsplit(self.worker_url)
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ValueError(f"WORKER_URL: {self.worker_url} is no URL; write such as http://rlhf-workers:8001")
+            if self.pod_namespace in self.for_attempts:
+                # Whoever may make pods beside the control plane's Secrets can read them all.
+                raise ValueError(
+                    f"NAMESPACE, NAMESPACES: {self.pod_namespace} is the control plane's own: attempts run in others"
+                )
+        elif self.namespaces:
+            raise ValueError("NAMESPACES: there are none without CLUSTER=kubernetes")
         return self
+
+    @property
+    def for_attempts(self) -> tuple[str, ...]:
+        """The namespaces that attempts may run in, on Kubernetes: the first is that of projects without their own."""
+        return (self.namespace, *(name for name in self.namespaces if name != self.namespace))
 
     @property
     def sqlite(self) -> bool:

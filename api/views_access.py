@@ -22,6 +22,7 @@ class ProjectView(View):
 
     name: str
     created_at: Time
+    namespace: str | None = Field(description="of its own, where its attempts run on Kubernetes; null: NAMESPACE")
     quota: QuotaView
     stored: int = Field(description="bytes of its files and models")
 
@@ -29,7 +30,7 @@ class ProjectView(View):
     def of(cls, row: Project, stored: int) -> "ProjectView":
         """The view of a row."""
         quota = QuotaView(jobs=row.max_jobs, accelerators=row.max_accelerators, bytes=row.max_bytes)
-        return cls(name=row.name, created_at=row.created_at, quota=quota, stored=stored)
+        return cls(name=row.name, created_at=row.created_at, namespace=row.namespace, quota=quota, stored=stored)
 
 
 class KeyView(View):

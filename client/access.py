@@ -21,6 +21,7 @@ class Project(Record):
 
     name: str
     created_at: datetime
+    namespace: str | None = None
     quota: Quota = Quota()
     stored: int = 0
 
@@ -71,9 +72,12 @@ class Projects:
     def __init__(self, transport: Transport):
         self._transport = transport
 
-    def create(self, name: str, **quota: int | None) -> Project:
-        """A new project; `jobs`, `accelerators` and `bytes` limit it. Raises Problem (409: there is one)."""
-        body = {"name": name, "quota": quota}
+    def create(self, name: str, *, namespace: str | None = None, **quota: int | None) -> Project:
+        """A new project; `jobs`, `accelerators` and `bytes` limit it. `namespace`: of its own on Kubernetes.
+
+        Raises Problem (409: there is one).
+        """
+        body = {"name": name, "namespace": namespace, "quota": quota}
         return Project.model_validate(self._transport.call("POST", "/v1/projects", json=body).json())
 
     def get(self, name: str) -> Project:

@@ -50,8 +50,8 @@ class Cluster(Protocol):
     def watch(self, ended: Callable[[str], None]) -> None:
         """Has `ended` called, in any thread, with the name of an attempt that may be over: a hint that may be lost."""
 
-    def order(self, job: str, attempt: int, spec: JobSpec, inputs: Mapping[str, Input]) -> Order:
-        """The attempt's order, with the places that this cluster gives its files."""
+    def order(self, name: str, job: str, attempt: int, spec: JobSpec, inputs: Mapping[str, Input]) -> Order:
+        """The attempt's order, with the places that this cluster gives its files. `name`: of its objects."""
 
     @property
     def trouble(self) -> str | None:

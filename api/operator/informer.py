@@ -99,6 +99,11 @@ class Informer:
         for item in self.of(key):
             self._drop(item)
 
+    def doubt(self) -> None:
+        """Takes what is here for unknown until everything was listed again."""
+        self.whole.clear()
+        self._version = 0
+
     async def list(self) -> None:
         """Lists now: what was there when this was called is known afterwards. Raises ClusterError."""
         answer = await self._api.list(self._kind, self._query)

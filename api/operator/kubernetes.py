@@ -105,9 +105,16 @@ class KubernetesCluster:
         """Lists everything: what another operator created before is known afterwards. Raises ClusterError."""
         await asyncio.gather(self._jobs.list(), self._pods.list())
 
-    def order(self, job: str, attempt: int, spec: JobSpec, inputs: Mapping[str, Input]) -> Order:
+    def doubt(self) -> None:
+        """Takes nothing for known until it was listed again."""
+        for informer in (self._jobs, self._pods):
+            informer.doubt()
+            self._tasks[informer].cancel()
+            self._follow(informer)
+
+    def order(self, name: str, job: str, attempt: int, spec: JobSpec, inputs: Mapping[str, Input]) -> Order:
         """The attempt's order, with its files as pods see them."""
-        name, site = f"{job}-a{attempt}", self._site
+        site = self._site
         meeting = Meeting(
             host=f"{name}-0.{name}.{site.namespace}.svc", port=podspec.LAUNCHER_PORT, ranks_port=podspec.RANKS_PORT
         )

@@ -62,9 +62,9 @@ class LocalCluster:
     async def look_anew(self) -> None:
         """Nothing to do: files are looked at each time."""
 
-    def order(self, job: str, attempt: int, spec: JobSpec, inputs: Mapping[str, Input]) -> Order:
+    def order(self, name: str, job: str, attempt: int, spec: JobSpec, inputs: Mapping[str, Input]) -> Order:
         """The attempt's order, with its files in the attempt's folder."""
-        folder = self._folder(f"{job}-a{attempt}")
+        folder = self._folder(name)
         return Order(
             job=job,
             attempt=attempt,

@@ -246,7 +246,7 @@ class Steps:
         if references(job.spec):
             async with self._database.reading() as session:
                 kept = await operations_load.inputs(session, job.id)
-        order = self._cluster.order(job.id, attempt.number, job.spec, kept)
+        order = self._cluster.order(attempt.object_name, job.id, attempt.number, job.spec, kept)
         token = await self._tokens.issue(job.id, attempt.number)
         # Exactly where it was means: by the same program, whatever its name stands for by now.
         image = (

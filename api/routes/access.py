@@ -12,6 +12,7 @@ from api.control import Control
 from api.domain.access import Role
 from api.errors import documented, invalid
 from api.routes.parameters import TEXT, After, Limit, refusing
+from api.settings import Settings
 from api.store import audit, keys, projects
 from api.store.database import utcnow
 from api.store.pages import Slice
@@ -19,6 +20,7 @@ from api.store.tables import ApiKeyRow
 from api.views import Page
 from api.views_access import AuditView, CallerView, KeyView, NewKeyView, ProjectView
 from worker.contract.check import problem
+from worker.contract.problem import Problem
 from worker.contract.values import Duration, Name, Strict
 
 of_projects = APIRouter(prefix="/v1/projects", tags=["access"])
@@ -47,6 +49,11 @@ class NewProject(Strict):
     """A project that is to be."""
 
     name: Name
+    namespace: str | None = Field(
+        default=None,
+        max_length=63,
+        description="on Kubernetes: where its attempts run, one of NAMESPACES; absent: where NAMESPACE says",
+    )
     quota: Quota = Quota()
 
 
@@ -71,12 +78,26 @@ class NewKey(Strict):
 async def create_project(request: Request, response: Response, control: Control, caller: Admin) -> ProjectView:
     """Makes a project. What is made in it is seen by its own keys alone, and by admins."""
     wanted = await _read(request, control.settings.max_body, NewProject)
+    if wanted.namespace is not None:
+        _require(wanted.namespace, control.settings)
     with refusing():
         async with control.database.transaction() as session:
-            row = await projects.create(session, wanted.name, projects.Quota(**wanted.quota.model_dump()))
-            audit.note(session, caller, "project.create", row.name, quota=wanted.quota.model_dump())
+            quota = projects.Quota(**wanted.quota.model_dump())
+            row = await projects.create(session, wanted.name, quota, wanted.namespace)
+            audit.note(session, caller, "project.create", row.name, **wanted.model_dump(exclude={"name"}))
     response.headers["Location"] = f"/v1/projects/{row.name}"
     return ProjectView.of(row, 0)
+
+
+def _require(namespace: str, settings: Settings) -> None:
+    """Raises Refusal unless attempts may run in the namespace."""
+    if settings.cluster != "kubernetes":
+        said = "there are none: attempts are processes of this machine"
+    elif namespace not in settings.for_attempts:
+        said = f"attempts may run in {', '.join(settings.for_attempts)}: NAMESPACES names more"
+    else:
+        return
+    raise invalid([Problem("namespace", said)])
 
 
 @of_projects.get("", responses=documented(422))

@@ -2,7 +2,7 @@
 was made from: where the job has moved on since, nothing is written, and the operator looks again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -20,7 +20,7 @@ from api.store import events
 from api.store.database import utcnow
 from api.store.operations_leader import Lease, held, require
 from api.store.operations_models import register
-from api.store.tables import AttemptRow, JobRow
+from api.store.tables import AttemptRow, JobRow, Project
 from worker.contract.protocol import Level
 
 # What a person reads of each phase; the message is the decision's own.
@@ -44,9 +44,11 @@ class Stale(Exception):
     """The job is not what it was when the decision was made."""
 
 
-def object_name(job_id: str, attempt: int) -> str:
-    """The name of an attempt's objects, which follows from job and attempt alone."""
-    return f"{job_id}-a{attempt}"
+def object_name(job_id: str, attempt: int, namespace: str | None = None) -> str:
+    """The name of an attempt's objects, which follows from job and attempt; before it the namespace that its project
+    has of its own."""
+    name = f"{job_id}-a{attempt}"
+    return name if namespace is None else f"{namespace}/{name}"
 
 
 def begin_attempts(connection: Connection, lease: Lease, jobs: Sequence[Job], now: datetime) -> dict[str, Job]:
@@ -60,7 +62,10 @@ def begin_attempts(connection: Connection, lease: Lease, jobs: Sequence[Job], no
     # In one order, so that nobody waits for a row while he holds another's.
     query = query.where(JobRow.id.in_([job.id for job in jobs])).order_by(JobRow.id).with_for_update()
     rows = {row.id: row for row in connection.execute(query)}
-    begun = {job.id: _begun(job, now) for job in jobs if job.id in rows and _same(job, rows[job.id])}
+    places = _namespaces(connection, {job.project_id for job in jobs})
+    begun = {
+        job.id: _begun(job, places[job.project_id], now) for job in jobs if job.id in rows and _same(job, rows[job.id])
+    }
     if not begun:
         return {}
     attempts = [(id, job.attempt) for id, job in begun.items() if job.attempt is not None]
@@ -106,10 +111,17 @@ def begin_attempts(connection: Connection, lease: Lease, jobs: Sequence[Job], no
     return begun
 
 
-def _begun(job: Job, now: datetime) -> Job:
+def _namespaces(connection: Connection, projects: Collection[str]) -> dict[str, str | None]:
+    """The namespace that each of the projects has of its own, by the project's id."""
+    query = select(Project.id, Project.namespace).where(Project.id.in_(projects))
+    return {row.id: row.namespace for row in connection.execute(query)}
+
+
+def _begun(job: Job, namespace: str | None, now: datetime) -> Job:
     """The job with its next attempt."""
     number = job.attempt.number + 1 if job.attempt is not None else 1
-    attempt = Attempt(number, object_name(job.id, number), created_at=now, began_with_step=job.newest_checkpoint)
+    name = object_name(job.id, number, namespace)
+    attempt = Attempt(number, name, created_at=now, began_with_step=job.newest_checkpoint)
     return replace(
         job, phase=Phase.STARTING, phase_since=now, reason=None, message="", not_before=None, saved=False,
         attempt=attempt,

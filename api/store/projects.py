@@ -37,9 +37,9 @@ class Quota:
     bytes: int | None = None
 
 
-async def create(session: AsyncSession, name: str, quota: Quota) -> Project:
-    """A new project. Raises Conflict."""
-    row = Project(id=new_id("proj"), name=name, created_at=utcnow())
+async def create(session: AsyncSession, name: str, quota: Quota, namespace: str | None = None) -> Project:
+    """A new project, whose attempts run in `namespace` (None: where those of all others do). Raises Conflict."""
+    row = Project(id=new_id("proj"), name=name, created_at=utcnow(), namespace=namespace)
     limit(row, quota)
     session.add(row)
     try:

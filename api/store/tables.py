@@ -51,6 +51,8 @@ class Project(Base):
     name: Mapped[str] = mapped_column(String(63), unique=True)
     created_at: Mapped[datetime]
     # Its quotas; None: as much as there is.
+    namespace: Mapped[str | None] = mapped_column(String(63), default=None)
+    """Where its attempts run on Kubernetes; None: where NAMESPACE says."""
     max_jobs: Mapped[int | None] = mapped_column(default=None)
     max_accelerators: Mapped[int | None] = mapped_column(default=None)
     max_bytes: Mapped[int | None] = mapped_column(BigInteger, default=None)
@@ -153,7 +155,7 @@ class AttemptRow(Base):
     __tablename__ = "attempts"
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
-    object_name: Mapped[str] = mapped_column(String(63), unique=True)
+    object_name: Mapped[str] = mapped_column(String(127), unique=True)
     uid: Mapped[str | None] = mapped_column(String(64))
     created_at: Mapped[datetime]
     accepted_at: Mapped[datetime | None]

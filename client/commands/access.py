@@ -20,10 +20,15 @@ Bytes = Annotated[int | None, typer.Option(min=0, help="Of its files and models.
 
 @projects.command("create")
 def create_project(
-    server: Server, name: ProjectName, jobs: Jobs = None, accelerators: Accelerators = None, bytes: Bytes = None
+    server: Server,
+    name: ProjectName,
+    namespace: Annotated[str | None, typer.Option(help="On Kubernetes: of its own, for its jobs.")] = None,
+    jobs: Jobs = None,
+    accelerators: Accelerators = None,
+    bytes: Bytes = None,
 ) -> None:
     """Make a project."""
-    made = server.projects.create(name, jobs=jobs, accelerators=accelerators, bytes=bytes)
+    made = server.projects.create(name, namespace=namespace, jobs=jobs, accelerators=accelerators, bytes=bytes)
     say(f"[green]✓[/] {escape(made.name)} is there; `rlhf keys create NAME --project {escape(made.name)}` lets in.")
 
 

@@ -290,3 +290,16 @@ def test_each_role_may_do_what_the_one_before_it_may() -> None:
         [True, False, False], [True, True, False], [True, True, True],
     ]  # fmt: skip
     assert Caller("p", Role.VIEWER, None, "n").role.allows(Role.VIEWER)
+
+
+async def test_a_project_may_have_a_namespace_that_attempts_may_run_in_and_no_other(door: Door) -> None:
+    refused = await door.admin.post("/v1/projects", json={"name": "team", "namespace": "team-a"})
+    assert (refused.status_code, refused.json()["errors"][0]["path"]) == (422, "namespace")
+    assert "processes of this machine" in refused.json()["errors"][0]["message"]
+    served = {"cluster": "kubernetes", "namespace": "runs", "namespaces": ["team-a"]}
+    object.__setattr__(door.plane.control, "settings", door.plane.control.settings.model_copy(update=served))
+    refused = await door.admin.post("/v1/projects", json={"name": "team", "namespace": "kube-system"})
+    assert "attempts may run in runs, team-a" in refused.json()["errors"][0]["message"]
+    assert (await door.admin.get("/v1/projects/team")).status_code == 404
+    made = await door.admin.post("/v1/projects", json={"name": "team", "namespace": "team-a"})
+    assert (made.status_code, made.json()["namespace"]) == (201, "team-a")

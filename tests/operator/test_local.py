@@ -26,7 +26,7 @@ NAME = "job-a-a1"
 
 async def started(cluster: LocalCluster, data: Path, **metadata: Any) -> Folder:
     """An attempt whose launcher has come to life."""
-    order = cluster.order("job-a", 1, spec(metadata={k: str(v) for k, v in metadata.items()}), {})
+    order = cluster.order("job-a-a1", "job-a", 1, spec(metadata={k: str(v) for k, v in metadata.items()}), {})
     await cluster.ensure(NAME, order, "the token")
     folder = Folder(data / "attempts" / NAME)
 
@@ -65,7 +65,7 @@ async def test_an_attempt_lives_until_it_ends_and_its_last_words_are_read(cluste
 
 async def test_ensure_twice_starts_once(cluster: LocalCluster, data: Path) -> None:
     folder = await started(cluster, data)
-    order = cluster.order("job-a", 1, spec(), {}).model_copy(update={"spec": folder.order().spec})  # type: ignore[union-attr]
+    order = cluster.order("job-a-a1", "job-a", 1, spec(), {}).model_copy(update={"spec": folder.order().spec})  # type: ignore[union-attr]
     uids = {await cluster.ensure(NAME, order, "token") for _ in range(3)}
     assert len(uids) == 1
     assert len((folder.log / "starts").read_text().splitlines()) == 1
@@ -73,7 +73,7 @@ async def test_ensure_twice_starts_once(cluster: LocalCluster, data: Path) -> No
 
 async def test_two_control_planes_that_ensure_at_once_start_one(data: Path) -> None:
     clusters = [local(data) for _ in range(8)]
-    orders = [cluster.order("job-a", 1, spec(), {}) for cluster in clusters]
+    orders = [cluster.order("job-a-a1", "job-a", 1, spec(), {}) for cluster in clusters]
     calls = [c.ensure(NAME, o, "token") for c, o in zip(clusters, orders, strict=True)]
     await asyncio.gather(*calls, return_exceptions=True)
 
@@ -92,13 +92,13 @@ async def test_a_restarted_control_plane_finds_it_alive_and_dead(cluster: LocalC
     os.kill(folder.pid() or 0, signal.SIGKILL)
     seen = await over(again)
     assert (seen.exists, seen.exit_code, seen.reason) == (True, None, Reason.KILLED)
-    order = again.order("job-a", 1, spec(), {})
+    order = again.order("job-a-a1", "job-a", 1, spec(), {})
     await again.ensure(NAME, order, "token")
     assert holders(data) == [], "what is dead is not started again"
 
 
 async def test_a_launcher_that_died_before_its_pid_is_started_again(cluster: LocalCluster, data: Path) -> None:
-    order = cluster.order("job-a", 1, spec(metadata={"dies": "1"}), {})
+    order = cluster.order("job-a-a1", "job-a", 1, spec(metadata={"dies": "1"}), {})
     for _ in range(5):
         await cluster.ensure(NAME, order, "token")
         assert not (await over(cluster)).exists
@@ -111,7 +111,7 @@ async def test_a_launcher_that_died_before_its_pid_is_started_again(cluster: Loc
 async def test_a_start_that_was_cut_off_is_made_whole(cluster: LocalCluster, data: Path, step: str) -> None:
     folder = Folder(data / "attempts" / NAME)
     folder.path.mkdir(parents=True)
-    order = cluster.order("job-a", 1, spec(metadata={"seconds": "600"}), {})
+    order = cluster.order("job-a-a1", "job-a", 1, spec(metadata={"seconds": "600"}), {})
     if step in ("spec", "token"):
         folder.spec.write_text(order.model_dump_json())
     if step == "token":
@@ -143,7 +143,7 @@ async def test_the_token_is_for_its_owner_alone_and_in_no_environment(cluster: L
 
 async def test_another_jobs_folder_is_not_adopted(cluster: LocalCluster, data: Path) -> None:
     await started(cluster, data)
-    other = cluster.order("job-a", 1, spec(name="other"), {})
+    other = cluster.order("job-a-a1", "job-a", 1, spec(name="other"), {})
     with pytest.raises(CannotStart) as refused:
         await cluster.ensure(NAME, other, "token")
     assert refused.value.reason is Reason.NAME_CONFLICT
@@ -254,14 +254,14 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path: Path) -> None:
         (full / "ballast").write_bytes(b"x" * 12 * 1024)
         cluster = local(full)
         with pytest.raises(CannotStart, match=r"is full: free some space") as refused:
-            asyncio.run(cluster.ensure(NAME, cluster.order("job-a", 1, spec(), {}), "token" * 4096))
+            asyncio.run(cluster.ensure(NAME, cluster.order("job-a-a1", "job-a", 1, spec(), {}), "token" * 4096))
         assert refused.value.reason is Reason.STORE_FULL
 
 
 def test_names_that_lead_elsewhere_are_refused(cluster: LocalCluster) -> None:
     for name in ("../x-a1", "a", "job-a-a0", "job a-a1", ""):
         with pytest.raises(ValueError, match="no attempt's name"):
-            cluster.order(name, 0, spec(), {})
+            cluster.order(name, name, 0, spec(), {})
 
 
 @pytest.mark.quick

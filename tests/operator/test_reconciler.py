@@ -337,7 +337,7 @@ async def test_a_stray_attempt_is_stopped_and_removed(plane: Plane) -> None:
     from tests.operator.conftest import local
 
     cluster = local(plane.data)
-    order = cluster.order("job-stray", 3, spec(**wishes(seconds=600, ranks=1)), {})
+    order = cluster.order("job-stray-a3", "job-stray", 3, spec(**wishes(seconds=600, ranks=1)), {})
     await cluster.ensure("job-stray-a3", order, "token")
 
     async def gone() -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from api.operator.site import load_worker_pod
-from api.settings import BadSettings
+from api.settings import BadSettings, load
 
 pytestmark = pytest.mark.quick
 
@@ -68,3 +68,18 @@ def test_a_file_that_is_no_object_is_refused(tmp_path: Path, text: str, says: st
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match="cannot be read"):
         load_worker_pod(tmp_path / "none.yaml")
+
+
+def test_attempts_run_in_no_namespace_that_is_the_control_planes_own(tmp_path: Path) -> None:
+    kubernetes = {"worker_pod": tmp_path, "worker_url": "http://workers:8001", "store_claim": "store"}
+    found = load(
+        cluster="kubernetes", namespace="runs", namespaces="team-a runs team-b", pod_namespace="rlhf", **kubernetes
+    )
+    assert found.for_attempts == ("runs", "team-a", "team-b")
+    for where in ({"namespace": "rlhf"}, {"namespaces": "team-a rlhf"}):
+        with pytest.raises(BadSettings, match="rlhf is the control plane's own"):
+            load(cluster="kubernetes", pod_namespace="rlhf", **{"namespace": "runs", **where}, **kubernetes)
+    with pytest.raises(BadSettings, match=r"NAMESPACES\.1: String should match"):
+        load(cluster="kubernetes", namespaces="team-a Team/B", **kubernetes)
+    with pytest.raises(BadSettings, match="NAMESPACES: there are none without CLUSTER=kubernetes"):
+        load(namespaces="team-a")

@@ -16,11 +16,15 @@ TIME = sa.DateTime(timezone=True)
 
 def upgrade() -> None:
     for name, kind in (
+        ("namespace", sa.String(length=63)),
         ("max_jobs", sa.Integer()),
         ("max_accelerators", sa.Integer()),
         ("max_bytes", BIG),
     ):
         op.add_column("projects", sa.Column(name, kind, nullable=True))
+    if op.get_context().dialect.name == "postgresql":
+        # A project's namespace stands before the name. SQLite keeps to no length.
+        op.alter_column("attempts", "object_name", existing_type=sa.String(length=63), type_=sa.String(length=127))
     op.create_table(
         "api_keys",
         sa.Column("id", sa.String(length=20), nullable=False),
