@@ -49,7 +49,7 @@ def both(
 
 def of_project(plane: Plane, project: str) -> Client:
     """A client with an editor's key of the project."""
-    return Client(plane.url, key=plane.client.keys.create("an editor", project=project).key)
+    return Client(plane.url, key=plane.client.keys.create("an-editor", project=project).key)
 
 
 def jobs_in(cluster: Cluster, namespace: Namespace) -> list[str]:
