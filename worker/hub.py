@@ -1,6 +1,7 @@
 """Models of a hub, each as a folder on this machine: the pinned revision's files, downloaded where they are missing."""
 
 import json
+import os
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -22,10 +23,12 @@ def snapshot(name: str, revision: str, path: str, *, weights: bool = True) -> Pa
     if (found := _here(name, revision, weights)) is not None:
         return found
     try:
-        # Workers are given no token. The weights come last: where they are, all the rest is.
-        folder = Path(snapshot_download(name, revision=revision, token=False, allow_patterns=_SMALL))
+        # The job's own token, or none: not one that somebody left in the home folder. The weights come last: where they
+        # are, all the rest is.
+        token = os.environ.get("HF_TOKEN") or False
+        folder = Path(snapshot_download(name, revision=revision, token=token, allow_patterns=_SMALL))
         if weights:
-            snapshot_download(name, revision=revision, token=False, allow_patterns=_weights_of(folder))
+            snapshot_download(name, revision=revision, token=token, allow_patterns=_weights_of(folder))
     # What is raised when nobody answers depends on the HTTP library that this version of the client uses.
     except Exception as error:
         if is_store_full(error):

@@ -60,9 +60,9 @@ class Cluster(Protocol):
     async def look_anew(self) -> None:
         """Has what others did up to now be known, before this operator leads. Raises ClusterError."""
 
-    async def ensure(self, name: str, order: Order, token: str, image: str | None = None) -> str:
-        """Creates the attempt's objects unless they are there, and gives their UID. `image`: what the job's first
-        attempt ran. Raises CannotStart, Held, ClusterError."""
+    async def ensure(self, name: str, order: Order, token: str, image: str | None = None, project: str = "") -> str:
+        """Creates the attempt's objects unless they are there, and gives their UID. Raises CannotStart, Held,
+        ClusterError. `image`: what the job's first attempt ran; `project`: its project, whose Secrets it may have."""
 
     async def observe(self, name: str, uid: str | None = None) -> Observation:
         """What is known of the attempt, whose objects were recorded with `uid` (None: not yet). Raises ClusterError

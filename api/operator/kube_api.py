@@ -52,6 +52,10 @@ class Resource:
     plural: str
 
 
+_JSON = "application/json"
+# https://kubernetes.io/docs/reference/using-api/api-concepts/#metadata-only-fetches
+_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+
 JOBS = Resource("apis/batch/v1", "jobs")
 PODS = Resource("api/v1", "pods")
 SERVICES = Resource("api/v1", "services")
@@ -72,6 +76,15 @@ class KubeApi:
         """The object; None: there is none of this name."""
         try:
             return await self._call("GET", kind, name)
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def get_metadata(self, kind: Resource, name: str) -> Json | None:
+        """What is said of the object, and nothing of what is in it; None: there is none of this name."""
+        try:
+            return await self._call("GET", kind, name, accept=_METADATA)
         except ApiError as error:
             if error.status == 404:
                 return None
@@ -122,11 +135,19 @@ class KubeApi:
             raise
 
     async def _call(
-        self, method: str, kind: Resource, name: str = "", *, body: Json | None = None, query: Mapping[str, str] = {}
+        self,
+        method: str,
+        kind: Resource,
+        name: str = "",
+        *,
+        body: Json | None = None,
+        query: Mapping[str, str] = {},
+        accept: str = _JSON,
     ) -> Json:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT, sock_connect=_CONNECT)
         try:
-            async with self._answer(method, kind, name, body=body, query=query, timeout=timeout) as answer:
+            answering = self._answer(method, kind, name, body=body, query=query, timeout=timeout, accept=accept)
+            async with answering as answer:
                 found: Json = json.loads(await answer.read())
                 return found
         except ValueError as error:
@@ -142,11 +163,12 @@ class KubeApi:
         timeout: aiohttp.ClientTimeout,
         body: Json | None = None,
         query: Mapping[str, str] = {},
+        accept: str = _JSON,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         path = f"/{kind.group}/namespaces/{self.namespace}/{kind.plural}" + (f"/{name}" if name else "")
         try:
             prepared = await self._client.param_serialize(
-                method, path, query_params=list(query.items()), header_params={"Accept": "application/json"},
+                method, path, query_params=list(query.items()), header_params={"Accept": accept},
                 body=body, auth_settings=["BearerToken"],
             )  # fmt: skip
             if method != "GET":

@@ -133,13 +133,14 @@ class KubernetesCluster:
             meeting=meeting if spec.resources.nodes > 1 else None,
         )
 
-    async def ensure(self, name: str, order: Order, token: str, image: str | None = None) -> str:
+    async def ensure(self, name: str, order: Order, token: str, image: str | None = None, project: str = "") -> str:
         """Creates the attempt's objects, those that are missing. Raises CannotStart, Held, ClusterError."""
         try:
             wanted = manifest.objects(name, order, token, self._site, image)
         except manifest.CannotRender as error:
             raise CannotStart(Reason.INVALID_SPEC, str(error)) from None
         with self._refusals(name):
+            await self._require_secrets(order.spec, project)
             # Schedulers and queues go by the order in which Jobs come: theirs is not held up by what belongs to others.
             with self._first.urgent():
                 job = await self._create_job(name, wanted.job)
@@ -238,6 +239,18 @@ class KubernetesCluster:
         if not (self._jobs.whole.is_set() and self._pods.whole.is_set()):
             raise ClusterError("the cluster has not answered yet")
         return self._jobs.keys() | self._pods.keys()
+
+    async def _require_secrets(self, spec: JobSpec, project: str) -> None:
+        """Raises CannotStart unless every Secret that the spec names is one of its project."""
+        # With one sentence for those that are not there and for those of others: which there are is not told.
+        for secret in sorted({secret for secret, _ in podspec.secrets(spec).values()}):
+            found = await self._api.get_metadata(SECRETS, secret)
+            if found is None or (found["metadata"].get("labels") or {}).get(labels.PROJECT) != project:
+                said = (
+                    f"resources.pod.secrets: namespace {self._site.namespace} has no Secret {secret} with the label "
+                    f"{labels.PROJECT}={project}"
+                )
+                raise CannotStart(Reason.INVALID_SPEC, said)
 
     async def _create_job(self, name: str, wanted: Json) -> Json:
         known = self._job(name)

@@ -77,7 +77,7 @@ class LocalCluster:
             log_folder=str(folder.log),
         )
 
-    async def ensure(self, name: str, order: Order, token: str, image: str | None = None) -> str:
+    async def ensure(self, name: str, order: Order, token: str, image: str | None = None, project: str = "") -> str:
         """Starts the attempt's launcher, unless it was started before. Raises CannotStart, ClusterError."""
         return await _in_thread(self._ensure, self._folder(name), order, token)
 

@@ -57,10 +57,10 @@ class Namespaces:
         # Of one that is not named any more `ensure` tells.
         return self._others.get(namespace, self._first).order(plain, job, attempt, spec, inputs)
 
-    async def ensure(self, name: str, order: Order, token: str, image: str | None = None) -> str:
+    async def ensure(self, name: str, order: Order, token: str, image: str | None = None, project: str = "") -> str:
         """Creates the attempt's objects, those that are missing. Raises CannotStart, Held, ClusterError."""
         cluster, plain = self._of(name)
-        return await cluster.ensure(plain, order, token, image)
+        return await cluster.ensure(plain, order, token, image, project)
 
     async def observe(self, name: str, uid: str | None = None) -> Observation:
         """What is known of the attempt. Raises ClusterError while nothing is."""

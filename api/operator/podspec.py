@@ -123,10 +123,18 @@ def _environment(spec: JobSpec, site: Site) -> list[dict[str, Any]]:
     wanted = spec.resources.pod.env if spec.resources.pod is not None else {}
     # Kubernetes would put other variables' values in the place of `$(NAME)`: a spec's texts are taken as they are.
     found |= {name: {"name": name, "value": value.replace("$", "$$")} for name, value in wanted.items()}
+    for name, (secret, key) in secrets(spec).items():
+        found[name] = {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
     accelerator = deepspeed_accelerator(spec.resources.accelerator)
     if accelerator is not None:  # without one, the launcher tells its ranks so
         found["DS_ACCELERATOR"] = {"name": "DS_ACCELERATOR", "value": accelerator}
     return list(found.values())
+
+
+def secrets(spec: JobSpec) -> dict[str, tuple[str, str]]:
+    """The variables that come from Secrets: the Secret's name and the key in it, by the variable's."""
+    wanted = spec.resources.pod.secrets if spec.resources.pod is not None else {}
+    return {name: (where.partition("/")[0], where.partition("/")[2]) for name, where in wanted.items()}
 
 
 def _resources(resources: Resources) -> dict[str, Any]:

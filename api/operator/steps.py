@@ -252,9 +252,10 @@ class Steps:
         image = (
             await self._database.look(partial(operations.first_image, job_id=job.id)) if attempt.number > 1 else None
         )
+        project = await self._database.look(partial(operations_load.project, job_id=job.id))
         try:
             async with self._call(several=True):
-                uid = await self._cluster.ensure(attempt.object_name, order, token, image)
+                uid = await self._cluster.ensure(attempt.object_name, order, token, image, project)
         except CannotStart as error:
             await self._record_stop(job, error.reason, error.message)
             return

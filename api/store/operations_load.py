@@ -102,6 +102,14 @@ def limits(connection: Connection) -> dict[str, Limit]:
     return {row.id: Limit(row.name, row.max_jobs, row.max_accelerators) for row in connection.execute(limited)}
 
 
+def project(connection: Connection, job_id: str) -> str:
+    """The name of a job's project."""
+    name = connection.scalar(
+        select(Project.name).join(JobRow, JobRow.project_id == Project.id).where(JobRow.id == job_id)
+    )
+    return name or ""
+
+
 async def inputs(session: AsyncSession, job_id: str) -> dict[str, Input]:
     """What the job's references were resolved to, by their path in the spec."""
     stored = await session.scalar(select(JobRow.inputs).where(JobRow.id == job_id))

@@ -12,7 +12,7 @@ from api.operator.site import WorkerPod
 from api.settings import Settings, load
 from api.store.database import Database
 from tests.api.conftest import REHEARSAL, Plane, paths, plane_on
-from tests.operator.test_manifest import SITE
+from tests.operator.rendered import SITE
 from worker.contract.check import InvalidSpec, parse_spec
 
 VOLUME = {"name": "mine", "mount_path": "/mnt/mine", "claim": "mine"}

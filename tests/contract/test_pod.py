@@ -34,7 +34,7 @@ def test_what_is_no_jobs_to_decide_is_refused_with_what_is() -> None:
         found = problems(with_pod(**{field: {}}))
         assert set(found) == {f"resources.pod.{field}"}
     assert found["resources.pod.nodeSelector"] == "unknown field; did you mean `node_selector`?"
-    allowed = "affinity, annotations, env, node_selector, priority_class, tolerations, volumes"
+    allowed = "affinity, annotations, env, node_selector, priority_class, secrets, tolerations, volumes"
     assert problems(with_pod(labels={}))["resources.pod.labels"] == f"unknown field; known: {allowed}"
 
 
@@ -318,3 +318,22 @@ def test_a_name_has_its_length() -> None:
     for wrong in ("a/b/c", "/a", "a/", "A.com/x", f"{'a' * 254}/x"):
         with pytest.raises(ValueError, match="key"):
             label_key(wrong)
+
+
+def test_a_secret_is_named_with_its_key() -> None:
+    assert pod_of(secrets={"HF_TOKEN": "hub/token"}).secrets == {"HF_TOKEN": "hub/token"}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"secrets": {"HF_TOKEN": "hub"}}, "write SECRET/KEY, such as hub/token"),
+        ({"secrets": {"HF_TOKEN": "hub/token/x"}}, "write SECRET/KEY"),
+        ({"secrets": {"HF_TOKEN": "Hub/token"}}, "lower-case letters"),
+        ({"secrets": {"RANK": "hub/token"}}, "is set for each rank"),
+        ({"secrets": {"LD_PRELOAD": "hub/token"}}, "decides which programs run"),
+        ({"secrets": {"X": "hub/token"}, "env": {"X": "1"}}, "`X` is in `env` and in `secrets`"),
+    ],
+)
+def test_a_secret_that_cannot_be_is_refused(given: dict[str, Any], says: str) -> None:
+    assert says in " ".join(problems(with_pod(**given)).values())

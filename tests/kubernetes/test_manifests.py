@@ -12,7 +12,7 @@ from api.operator.site import Site, WorkerPod
 from client.commands.manifest import as_yaml
 from tests.kubernetes.fixtures import AnyCluster
 from tests.kubernetes.namespace import Namespace
-from tests.operator.test_manifest import order_of, spec_of
+from tests.operator.rendered import order_of, spec_of
 from worker.contract.spec import JobSpec
 
 REQUIRED = "required_during_scheduling_ignored_during_execution"

@@ -392,9 +392,9 @@ async def test_a_next_attempt_runs_the_image_of_the_first(database: Database, da
     class Tagged(LocalCluster):
         """A cluster that tells images apart."""
 
-        async def ensure(self, name: str, order: Order, token: str, image: str | None = None) -> str:
+        async def ensure(self, name: str, order: Order, token: str, image: str | None = None, project: str = "") -> str:
             asked.append(image)
-            return await super().ensure(name, order, token, image)
+            return await super().ensure(name, order, token, image, project)
 
         async def observe(self, name: str, uid: str | None = None) -> Observation:
             seen = await super().observe(name, uid)

@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from worker.contract.names import DnsLabel, DnsSubdomain, LabelKey, LabelValue, label_key
+from worker.contract.names import DnsLabel, DnsSubdomain, LabelKey, LabelValue, dns_subdomain, label_key
 from worker.contract.placement import Affinity, OfKubernetes, Toleration
 from worker.contract.values import Quantity
 
 _MOST = 32
+_SECRET_KEY = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Where the attempt's own files lie, and what its programs are: the image's, and no volume's.
 TAKEN_PATHS = ("/tmp", "/etc/rlhf", "/dev/shm")
@@ -81,6 +82,17 @@ def _priority_class(value: str) -> str:
     if value.startswith("system-"):
         raise ValueError("classes that begin with `system-` are for the cluster's own pods; name another")
     return value
+
+
+def _secret_key(value: str) -> str:
+    secret, slash, key = value.partition("/")
+    if not slash or not _SECRET_KEY.fullmatch(key):
+        raise ValueError("write SECRET/KEY, such as hub/token")
+    dns_subdomain(secret)
+    return value
+
+
+SecretKey = Annotated[str, AfterValidator(_secret_key)]
 
 
 def overlap(one: str, other: str) -> bool:
@@ -179,3 +191,17 @@ class Pod(OfKubernetes):
         description="variables of the worker, but for those that it or the cluster sets. Plain texts, which everybody "
         "sees who sees the job: no secrets",
     )
+    secrets: Annotated[
+        dict[Annotated[str, AfterValidator(_env_name), Field(max_length=256)], SecretKey], Field(max_length=16)
+    ] = Field(
+        default={},
+        description="variables whose values are in Secrets of the job's namespace, by name and key: `{HF_TOKEN: "
+        "hub/token}`. The Secret bears the label `rlhf-operator/project` with the project's name",
+    )
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "Pod":
+        for name in self.secrets:
+            if name in self.env:
+                raise ValueError(f"`{name}` is in `env` and in `secrets`; leave it out of one of them")
+        return self
