@@ -66,7 +66,8 @@ async def connect(url: URL, limits: Limits) -> "asyncpg.Connection[Any]":
 def engine(url: URL, limits: Limits) -> AsyncEngine:
     """A pool of connections."""
     made = create_async_engine(
-        url,
+        # SQLAlchemy would not take all that the driver takes of a URL: it hands on what it is given.
+        "postgresql+asyncpg://",
         async_creator=partial(connect, url, limits),
         pool_size=limits.connections,
         max_overflow=0,

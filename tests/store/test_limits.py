@@ -240,3 +240,10 @@ def test_two_replicas_of_each_fit_a_hundred_connections_while_an_upgrade_has_one
 def test_limits_that_cannot_work_are_refused_by_their_name(name: str) -> None:
     with pytest.raises(BadSettings, match=name.upper()):
         load(**{name: 0})
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("query", ["sslmode=require", "host=a,b&target_session_attrs=read-write", "host=/run/socket"])
+async def test_a_url_may_say_what_those_of_other_programs_say(query: str) -> None:
+    database = Database(load(database_url=f"postgresql://me:secret@/x?{query}").database)
+    await database.dispose()
