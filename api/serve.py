@@ -85,7 +85,7 @@ async def running(settings: Settings, role: Role = "all") -> AsyncIterator[Runni
             await asyncio.to_thread(control.store.prepare)
         except OSError as error:
             raise CannotStart(f"the store {settings.store_path} cannot be written: {error.strerror}") from None
-        with _usable(control.database):
+        with usable(control.database):
             await _let_in(control)
             await sweep(control.store, control.database)
             control = await _placed(control)
@@ -155,12 +155,12 @@ async def _placed(control: ControlPlane) -> ControlPlane:
 
 async def open_database(database: Database) -> None:
     """Migrates the database. Raises CannotStart for one that is away, is no database, or does not let us in."""
-    with _usable(database):
+    with usable(database):
         await migrate(database)
 
 
 @contextlib.contextmanager
-def _usable(database: Database) -> Generator[None, None, None]:
+def usable(database: Database) -> Generator[None, None, None]:
     """What goes wrong with the database in it, as CannotStart."""
     try:
         yield

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from api.serve import running
+from api.domain.access import Role
+from api.once import create_key
+from api.serve import CannotStart, running
 from api.settings import Settings
 from api.store import operations_leader, postgres
 from api.store.trouble import Trouble
@@ -85,6 +87,16 @@ async def test_a_server_that_takes_no_changes_is_told_as_such(plane: Plane, othe
         assert answer.json()["detail"] == Trouble.READ_ONLY
     assert await status(plane, f"/v1/jobs/{job}") == 200, "what is there can be read"
     assert await status(plane, "/livez") == 200
+
+
+async def test_a_key_is_not_made_on_a_server_that_takes_no_changes_and_that_is_told_in_one_sentence(
+    plane: Plane, settings: Settings, other: Other
+) -> None:
+    await other.only_reads(True)
+    with pytest.raises(CannotStart, match="cannot be used: cannot execute .* in a read-only transaction"):
+        await create_key(settings, "default", "me", Role.ADMIN)
+    await other.only_reads(False)
+    assert (await create_key(settings, "default", "me", Role.ADMIN)).startswith("rlhf_")
 
 
 async def test_connections_to_a_server_that_takes_no_changes_any_more_are_made_anew(plane: Plane, other: Other) -> None:
