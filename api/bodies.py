@@ -21,7 +21,10 @@ _LARGEST = 1.7e308
 
 
 async def read_bytes(request: Request, limit: int) -> bytes:
-    """The body, at most `limit` bytes. Raises Refusal 413 as soon as it is known to be longer."""
+    """The body, at most `limit` bytes; kept for a request that is done again. Raises Refusal 413 as soon as it is known
+    to be longer."""
+    if (kept := getattr(request.state, "body", None)) is not None:
+        return bytes(kept)
     too_large = Refusal(413, f"the body is larger than {limit} bytes", headers={"Connection": "close"})
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
@@ -37,7 +40,8 @@ async def read_bytes(request: Request, limit: int) -> bytes:
             parts.append(part)
     except ClientDisconnect:
         raise Refusal(400, "the body ended too early") from None
-    return b"".join(parts)
+    request.state.body = b"".join(parts)
+    return bytes(request.state.body)
 
 
 async def drain(request: Request) -> None:

@@ -13,6 +13,7 @@ from api.logs import Logs
 from api.operator.site import Site
 from api.settings import Settings
 from api.store.database import Database
+from api.store.postgres import Limits
 from api.store.wakeups import Wakeups
 from api.streams import Streams
 from api.telemetry import Telemetry
@@ -53,9 +54,9 @@ class ControlPlane:
     """Where attempts run on Kubernetes; None: they are processes of this machine."""
 
     @classmethod
-    def of(cls, settings: Settings) -> "ControlPlane":
-        """Made from its settings; nothing is opened yet."""
-        database = Database(settings.database)
+    def of(cls, settings: Settings, *, operates: bool = False) -> "ControlPlane":
+        """Made from its settings; nothing is opened yet. `operates`: it serves the operator alone."""
+        database = Database(settings.database, limits(settings, operates=operates))
         store = Store(settings.store_path)
         return cls(
             settings=settings,
@@ -69,6 +70,13 @@ class ControlPlane:
             logs=Logs(settings.data, store),
             pulse=Pulse(),
         )
+
+
+def limits(settings: Settings, *, operates: bool) -> Limits:
+    """What the operator, or an API, may ask of PostgreSQL."""
+    if operates:
+        return Limits(settings.operator_pool, settings.operator_statement_timeout, settings.lock_timeout)
+    return Limits(settings.database_pool, settings.statement_timeout, settings.lock_timeout)
 
 
 # Asynchronous, though it waits for nothing: FastAPI would call it in a thread, at every request.

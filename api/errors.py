@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import sqlite3
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -10,17 +9,20 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from api.store.reports import AttemptOver, JobGone, Misplaced
+from api.store.trouble import Trouble, Unavailable, trouble, words
 from worker.contract.problem import Problem
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
+# Seconds; what is not here passes sooner.
+_RETRY_AFTER = {Trouble.READ_ONLY: "5", Trouble.SLOW: "10"}
 
 
 class FieldProblem(BaseModel):
@@ -122,30 +124,24 @@ def install(app: FastAPI) -> None:
     async def unwritable(request: Request, error: OSError) -> Response:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise error
-        return full(error)
-
-    def full(error: Exception) -> Response:
         log.error("the disk is full: %s", error)
         return response(507, "the control plane's disk is full; make room on it, then try again")
 
     async def unavailable(request: Request, error: Exception) -> Response:
-        if isinstance(error, OperationalError) and _is_full(error):
-            return full(error)
-        log.warning("the database does not answer: %s", error)
-        return response(503, "the database does not answer; try again", headers={"Retry-After": "1"})
+        known = Trouble.AWAY if isinstance(error, ConnectionError) else trouble(error)
+        if known is None:
+            raise error
+        log.warning("the database: %s: %s", known.name, words(error))
+        if known is Trouble.FULL:
+            return response(507, known)
+        return response(503, known, headers={"Retry-After": _RETRY_AFTER.get(known, "1")})
 
-    for kind in (OperationalError, InterfaceError, PoolTimeout, ConnectionError):
+    for kind in (DBAPIError, Unavailable, PoolTimeout, ConnectionError):
         app.add_exception_handler(kind, unavailable)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         return response(500, "something went wrong here; the control plane's log says what")
-
-
-def _is_full(error: OperationalError) -> bool:
-    """Whether the database answers well, but has no room: SQLite's code, PostgreSQL's state."""
-    cause = error.orig
-    return getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or getattr(cause, "sqlstate", "") == "53100"
 
 
 def _sentence(request: Request, headers: dict[str, str]) -> str:

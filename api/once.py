@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from api.domain.access import Role
-from api.serve import CannotStart, make_folder, open_database
+from api.serve import CannotStart, make_folder, open_database, usable
 from api.settings import Settings
 from api.store import keys, projects
 from api.store.database import Database
@@ -30,11 +30,12 @@ async def create_key(settings: Settings, project: str, name: str, role: Role) ->
 
 @contextlib.asynccontextmanager
 async def _database(settings: Settings) -> AsyncIterator[Database]:
-    """The database, with this release's tables. SQLite's may be in use: its own lock sees to turns."""
+    """The database, with this release's tables. SQLite's may be in use: its lock sees to turns. Raises CannotStart."""
     make_folder(settings.data)
     database = Database(settings.database)
     try:
         await open_database(database)
-        yield database
+        with usable(database):
+            yield database
     finally:
         await database.dispose()

@@ -14,11 +14,10 @@ from typing import IO, Literal
 
 import uvicorn
 from alembic.util import CommandError
-from asyncpg import PostgresError
 from sqlalchemy.exc import DBAPIError
 from starlette.types import ASGIApp
 
-from api.control import ControlPlane
+from api.control import ControlPlane, limits
 from api.domain.decide import Rules
 from api.domain.outcome import Backoff
 from api.inputs import Resolver
@@ -35,10 +34,13 @@ from api.settings import BadSettings, Settings
 from api.store import installation, keys
 from api.store.database import DEFAULT_PROJECT, Database
 from api.store.migrate import migrate
+from api.store.trouble import Trouble, Unavailable, trouble, words
 from api.uploads import sweep
 
 # Jobs that are worked on at once where the work is mostly to wait for an API server.
 _AT_ONCE = 100
+# Seconds between two looks whether the database takes changes by now.
+_PATIENCE = 1.0
 Role = Literal["all", "api", "operator"]
 log = logging.getLogger(__name__)
 
@@ -76,23 +78,19 @@ async def running(settings: Settings, role: Role = "all") -> AsyncIterator[Runni
         # The operator of one machine takes every attempt in the data folder for its own, whatever database it uses.
         if settings.sqlite or (role in ("all", "operator") and settings.cluster == "local"):
             stack.enter_context(_only_one(settings.data / "lock"))
-        control = ControlPlane.of(settings)
+        control = ControlPlane.of(settings, operates=role == "operator")
         stack.push_async_callback(control.database.dispose)
         stack.push_async_callback(control.wakeups.close)
         await open_database(control.database)
-        await _let_in(control)
         try:
             await asyncio.to_thread(control.store.prepare)
         except OSError as error:
             raise CannotStart(f"the store {settings.store_path} cannot be written: {error.strerror}") from None
-        await sweep(control.store, control.database)
-        control = await _placed(control)
-        if role in ("all", "operator"):
-            place = "processes of one machine" if control.site is None else f"namespace {settings.namespace}"
-            try:
-                await installation.runs_at(control.database, place)
-            except installation.Elsewhere as error:
-                raise CannotStart(str(error)) from None
+        with usable(control.database):
+            await _let_in(control)
+            await sweep(control.store, control.database)
+            control = await _placed(control)
+            settled = role == "api" or await _settled(control)
         url = worker_url = None
         tasks: list[asyncio.Task[None]] = []
         servers: list[_Server] = []
@@ -108,7 +106,13 @@ async def running(settings: Settings, role: Role = "all") -> AsyncIterator[Runni
             tasks.append(asyncio.create_task(control.streams.run(), name="streams"))
         this = Running(control, url, worker_url)
         if role in ("all", "operator"):
-            tasks.append(asyncio.create_task(_operate(control, this.stopping), name="operator"))
+            database = control.database
+            if role == "all" and not settings.sqlite:
+                # Connections of its own: a lease is not lost to people's requests.
+                database = Database(settings.database, limits(settings, operates=True))
+                stack.push_async_callback(database.dispose)
+            operating = _operate(control, database, this.stopping, settled)
+            tasks.append(asyncio.create_task(operating, name="operator"))
         for task in tasks:
             # A part that dies takes the process with it: whoever started it starts it again, whole.
             task.add_done_callback(lambda task: this.stop())
@@ -152,16 +156,32 @@ async def _placed(control: ControlPlane) -> ControlPlane:
 
 async def open_database(database: Database) -> None:
     """Migrates the database. Raises CannotStart for one that is away, is no database, or does not let us in."""
-    try:
+    with usable(database):
         await migrate(database)
-    # Neither SQLAlchemy nor the driver wraps what goes wrong while a connection is made.
-    except (DBAPIError, PostgresError, CommandError, OSError, TimeoutError) as error:
-        cause = str(getattr(error, "orig", None) or error).strip()
+
+
+@contextlib.contextmanager
+def usable(database: Database) -> Generator[None, None, None]:
+    """What goes wrong with the database in it, as CannotStart."""
+    try:
+        yield
+    except (DBAPIError, Unavailable, CommandError, OSError) as error:
         log.debug("the database cannot be used", exc_info=True)
-        raise CannotStart(
-            f"the database {database.url.render_as_string()} cannot be used: "
-            f"{(cause.splitlines() or [type(error).__name__])[0]}"
-        ) from None
+        raise CannotStart(f"the database {database.url.render_as_string()} cannot be used: {words(error)}") from None
+
+
+async def _settled(control: ControlPlane) -> bool:
+    """Records where attempts run; False where the database takes no changes yet. Raises CannotStart."""
+    place = "processes of one machine" if control.site is None else f"namespace {control.settings.namespace}"
+    try:
+        await installation.runs_at(control.database, place)
+    except installation.Elsewhere as error:
+        raise CannotStart(str(error)) from None
+    except DBAPIError as error:
+        if trouble(error) is not Trouble.READ_ONLY:
+            raise
+        return False
+    return True
 
 
 async def _let_in(control: ControlPlane) -> None:
@@ -177,8 +197,13 @@ async def _let_in(control: ControlPlane) -> None:
         raise CannotStart(
             f"ADMIN_KEY_FILE: {path} holds no key: write `{keys.PREFIX}` and at least 32 random letters and digits"
         )
-    async with control.database.transaction() as session:
-        await keys.take_from_file(session, key, DEFAULT_PROJECT)
+    try:
+        async with control.database.transaction() as session:
+            await keys.take_from_file(session, key, DEFAULT_PROJECT)
+    except DBAPIError as error:
+        if trouble(error) is not Trouble.READ_ONLY:
+            raise
+        log.warning("ADMIN_KEY_FILE: the key that it held before is the one that counts: %s", trouble(error))
 
 
 async def serve(settings: Settings, role: Role) -> None:
@@ -203,9 +228,17 @@ async def serve(settings: Settings, role: Role) -> None:
         log.info("stopping; workers run on")
 
 
-async def _operate(control: ControlPlane, stop: asyncio.Event) -> None:
+async def _operate(control: ControlPlane, database: Database, stop: asyncio.Event, settled: bool) -> None:
+    if not settled:
+        log.warning("the operator waits: %s", Trouble.READ_ONLY)
+    while not settled and not stop.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _PATIENCE)
+        # Away, too, by now: it is asked until it answers.
+        with contextlib.suppress(DBAPIError, Unavailable):
+            settled = await _settled(control)
     async with _cluster(control) as cluster:
-        await _reconcile(control, cluster, stop)
+        await _reconcile(control, database, cluster, stop)
 
 
 @contextlib.asynccontextmanager
@@ -231,15 +264,15 @@ async def _cluster(control: ControlPlane) -> AsyncIterator[Cluster]:
         yield Namespaces(first, followed) if followed else first
 
 
-async def _reconcile(control: ControlPlane, cluster: Cluster, stop: asyncio.Event) -> None:
+async def _reconcile(control: ControlPlane, database: Database, cluster: Cluster, stop: asyncio.Event) -> None:
     settings = control.settings
     operator = Operator(
-        database=control.database,
+        database=database,
         cluster=cluster,
         wakeups=control.wakeups,
         tokens=control.tokens,
         # With SQLite the data folder's lock says that no other control plane is up.
-        leader=Leader(control.database, seconds=settings.lease, alone=settings.sqlite),
+        leader=Leader(database, seconds=settings.lease, alone=settings.sqlite),
         store=control.store.root,
         # On Kubernetes, its scheduler and its queues give places.
         concurrency=16 if settings.cluster == "local" else _AT_ONCE,

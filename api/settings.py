@@ -40,6 +40,21 @@ class Settings(BaseSettings):
 
     data: Path = Field(default=Path("rlhf-data"), description="the folder that holds all that one machine keeps")
     database_url: str = Field(default="", description="absent: SQLite in the data folder; else postgresql://…")
+    database_pool: Annotated[int, Field(ge=2, le=1000)] = Field(
+        default=15, description="with PostgreSQL: connections that an API process holds; one more wakes the operator"
+    )
+    operator_pool: Annotated[int, Field(ge=2, le=1000)] = Field(
+        default=10, description="with PostgreSQL: connections that an operator holds; one more hears what wakes it"
+    )
+    statement_timeout: Annotated[float, Field(ge=0.1, le=3600)] = Field(
+        default=15.0, description="with PostgreSQL: for one statement of a request"
+    )
+    operator_statement_timeout: Annotated[float, Field(ge=0.1, le=3600)] = Field(
+        default=60.0, description="with PostgreSQL: for one statement of the operator"
+    )
+    lock_timeout: Annotated[float, Field(ge=0.1, le=3600)] = Field(
+        default=5.0, description="with PostgreSQL: for a row or a table that somebody else holds"
+    )
     cluster: Literal["local", "kubernetes"] = Field(
         default="local", description="what runs attempts: `local`, processes of this machine; `kubernetes`, Jobs"
     )

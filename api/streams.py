@@ -16,6 +16,7 @@ from api.domain.job import FINAL, Phase
 from api.store import events, metrics, samples
 from api.store.database import Database
 from api.store.tables import EventRow, JobRow, MetricRow, SampleRow
+from api.store.trouble import trouble
 
 POLL = 0.5
 HEARTBEAT = 15.0
@@ -108,9 +109,12 @@ class Streams:
             self._new.clear()
             try:
                 more = await self._poll()
-            except Exception:
+            except Exception as error:
                 # A stream outlives a database that is away for a while.
-                log.exception("the streams' poll failed")
+                if (known := trouble(error)) is not None:
+                    log.warning("the streams wait: %s", known)
+                else:
+                    log.exception("the streams' poll failed")
                 more = False
             if not more:
                 with contextlib.suppress(TimeoutError):

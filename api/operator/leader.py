@@ -11,6 +11,7 @@ from collections.abc import Callable
 from api.store import operations_leader
 from api.store.database import Database
 from api.store.operations_leader import Lease, NotLeader
+from api.store.trouble import sentence
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class Leader:
         self._seconds = seconds
         self._alone = alone
         self._until = 0.0
+        self._told = ""
 
     async def acquire(self) -> Lease | None:
         """The lease, or None while somebody else leads or the database does not answer."""
@@ -35,8 +37,9 @@ class Leader:
         try:
             lease = await operations_leader.acquire(self._database, self.holder, self._seconds, alone=self._alone)
         except Exception as error:  # drivers have errors of their own; it is asked for again
-            log.warning("the leader's row cannot be reached: %s", error)
+            self._tell(f"the operator waits: {sentence(error)}")
             return None
+        self._tell("")
         if lease is not None:
             # From when we asked, so that we never believe in it for longer than the database does.
             self._until = asked + self._seconds
@@ -65,7 +68,7 @@ class Leader:
                 log.warning("%s lost the lease of epoch %d", lease.holder, lease.epoch)
                 return
             except Exception as error:  # drivers have errors of their own; it is tried while the lease runs
-                log.warning("the lease was not renewed: %s", error)
+                log.warning("the lease was not renewed: %s", sentence(error))
                 if self.left <= 0:
                     return
 
@@ -75,4 +78,12 @@ class Leader:
         try:
             await asyncio.wait_for(operations_leader.release(self._database, lease, trouble), 5.0)
         except Exception as error:  # no matter: we are leaving
-            log.warning("the lease was not released, and will run out: %s", error)
+            log.warning("the lease was not released, and will run out: %s", sentence(error))
+
+    def _tell(self, said: str) -> None:
+        """Says it once, though it is asked for every second."""
+        if said and said != self._told:
+            log.warning(said)
+        elif self._told and not said:
+            log.info("the operator waits no more: the database takes changes again")
+        self._told = said

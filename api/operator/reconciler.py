@@ -24,6 +24,7 @@ from api.store import operations_load
 from api.store.database import Database, utcnow
 from api.store.operations import Stale
 from api.store.operations_leader import Lease, NotLeader
+from api.store.trouble import sentence
 from api.store.wakeups import Wakeups
 from api.tokens import Tokens
 
@@ -137,7 +138,7 @@ class Operator:
                 except NotLeader:
                     break
                 except Exception as error:  # drivers have errors of their own; the next turn tries again
-                    log.warning("the turn failed: %s: %s", type(error).__name__, error)
+                    log.warning("the turn failed: %s: %s", type(error).__name__, sentence(error))
                 await self._rest(stop)
         finally:
             keeping.cancel()

@@ -11,6 +11,7 @@ from api.auth import Admin, Viewer
 from api.control import Control
 from api.domain.access import Role
 from api.errors import documented, invalid
+from api.routes.again import Again
 from api.routes.parameters import TEXT, After, Limit, refusing
 from api.settings import Settings
 from api.store import audit, keys, projects
@@ -23,9 +24,9 @@ from worker.contract.check import problem
 from worker.contract.problem import Problem
 from worker.contract.values import Duration, Name, Strict
 
-of_projects = APIRouter(prefix="/v1/projects", tags=["access"])
-of_keys = APIRouter(prefix="/v1/api-keys", tags=["access"])
-of_audit = APIRouter(prefix="/v1/audit", tags=["access"])
+of_projects = APIRouter(prefix="/v1/projects", tags=["access"], route_class=Again)
+of_keys = APIRouter(prefix="/v1/api-keys", tags=["access"], route_class=Again)
+of_audit = APIRouter(prefix="/v1/audit", tags=["access"], route_class=Again)
 routers = (of_projects, of_keys, of_audit)
 
 ProjectName = Annotated[str, Path(max_length=63, pattern=TEXT, examples=["research"])]

@@ -9,13 +9,14 @@ from api.auth import Viewer
 from api.configs import configurations
 from api.control import Control
 from api.errors import Refusal, documented, invalid
+from api.routes.again import Again
 from worker.contract.check import InvalidSpec, parse_spec
 from worker.contract.estimate import CannotEstimate, Estimate, estimate
 from worker.contract.problem import Problem
 from worker.contract.spec import JobSpec
 from worker.contract.values import quantity
 
-router = APIRouter(prefix="/v1/estimate", tags=["estimate"])
+router = APIRouter(prefix="/v1/estimate", tags=["estimate"], route_class=Again)
 
 _MEMORY = "a quantity such as 24Gi: of an accelerator, or without one of a node; absent: resources.memory, of a node"
 

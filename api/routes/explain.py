@@ -9,13 +9,14 @@ from api.auth import Admin, Viewer
 from api.control import Control
 from api.domain.explain import explain
 from api.errors import documented, not_found
+from api.routes.again import Again
 from api.routes.parameters import JobId, refusing
 from api.store import attempts, audit
 from api.store.database import utcnow
 from api.store.facts import facts
 from api.views import AttemptView, ExplanationView
 
-router = APIRouter(prefix="/v1/jobs/{job}", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs/{job}", tags=["jobs"], route_class=Again)
 
 Number = Annotated[int, Path(ge=1, le=2**31 - 1, description="the attempt's")]
 

@@ -12,14 +12,15 @@ from api.auth import Editor, Viewer
 from api.bodies import drain
 from api.control import Control
 from api.errors import Refusal, documented
+from api.routes.again import Again
 from api.routes.parameters import TEXT, After, IdempotencyKey, Limit, refusing
-from api.store import audit, files, idempotency, projects
+from api.store import again, audit, files, idempotency, projects
 from api.store.ids import new_id
 from api.store.pages import Slice
 from api.uploads import FORM_OVERHEAD, PURPOSE, Form, Receiver, receive, too_large
 from api.views import FileView, Page
 
-router = APIRouter(prefix="/v1/files", tags=["files"])
+router = APIRouter(prefix="/v1/files", tags=["files"], route_class=Again)
 FileId = Annotated[str, Path(max_length=64, pattern=TEXT, examples=["file-k3v7qd2mzxna"])]
 _UPLOAD = {
     "requestBody": {
@@ -58,6 +59,8 @@ async def upload(
 ) -> FileView:
     """Takes JSON lines as multipart `purpose` and `file`. Each line is checked as it comes; the first that is no row
     ends the upload, and nothing is kept."""
+    # A stream is there once.
+    again.only_once()
     limit = control.settings.max_file
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit + FORM_OVERHEAD:

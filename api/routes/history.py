@@ -17,6 +17,7 @@ from api.control import Control, ControlPlane
 from api.domain.access import Caller
 from api.errors import documented
 from api.logs import Part, Place
+from api.routes.again import Again
 from api.routes.parameters import TEXT, JobId, LastEventId, Limit, refusing
 from api.routes.streamed import (
     AttemptNumber,
@@ -33,7 +34,7 @@ from api.routes.streamed import (
 from api.store import events, jobs, metrics
 from api.views import AttemptView, CheckpointView, EventView, LogLine, MetricView, Page
 
-router = APIRouter(prefix="/v1/jobs/{job}", tags=["history"])
+router = APIRouter(prefix="/v1/jobs/{job}", tags=["history"], route_class=Again)
 
 MetricNames = Annotated[
     list[Annotated[str, Field(max_length=64, pattern=TEXT)]] | None, Query(alias="name", description="any of these")

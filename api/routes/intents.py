@@ -11,13 +11,14 @@ from api.control import Control, ControlPlane
 from api.domain.access import Caller
 from api.domain.job import Desired
 from api.errors import Refusal, documented
+from api.routes.again import Again
 from api.routes.jobs import SpecPatch, make, shown
 from api.routes.parameters import IdempotencyKey, IfMatch, JobId, generation, refusing
 from api.store import audit, idempotency, jobs
 from api.store.tables import JobRow
 from api.views import JobView
 
-router = APIRouter(prefix="/v1/jobs/{job}", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs/{job}", tags=["jobs"], route_class=Again)
 _ANSWERS = documented(404, 409, 412, 422)
 _WORDS = {Desired.RUN: "resume", Desired.PAUSE: "pause", Desired.CANCEL: "cancel"}
 

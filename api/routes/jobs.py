@@ -13,6 +13,7 @@ from api.domain.access import Caller
 from api.domain.job import Phase
 from api.errors import Refusal, documented, invalid
 from api.operator.manifest import CannotRender, preview
+from api.routes.again import Again
 from api.routes.parameters import (
     TEXT,
     After,
@@ -34,7 +35,7 @@ from worker.contract.problem import Problem
 from worker.contract.spec import JobSpec, Metadata
 from worker.contract.values import Name, Strict
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=Again)
 _MAX_ENTRIES = 16
 
 

@@ -13,6 +13,7 @@ from api.auth import Editor, Viewer
 from api.control import Control, ControlPlane
 from api.domain.access import Caller
 from api.errors import Refusal, documented
+from api.routes.again import Again
 from api.routes.parameters import TEXT, After, Limit, refusing
 from api.store import audit, models
 from api.store.pages import Slice
@@ -21,7 +22,7 @@ from api.views import LineageView, ModelFile, ModelView, Page
 from worker.contract.manifest import MANIFEST, Damaged, Manifest
 from worker.contract.manifest import read as read_manifest
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=Again)
 _CHUNK = 2**20
 _BLOCK = tarfile.BLOCKSIZE
 ModelId = Annotated[

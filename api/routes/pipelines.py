@@ -10,6 +10,7 @@ from api.control import Control, ControlPlane
 from api.domain.access import Caller
 from api.domain.job import Desired
 from api.errors import documented, invalid
+from api.routes.again import Again
 from api.routes.parameters import TEXT, After, IdempotencyKey, refusing
 from api.store import audit, idempotency, jobs, pipelines
 from api.store.pages import Slice
@@ -18,7 +19,7 @@ from worker.contract.check import InvalidSpec
 from worker.contract.order import Input
 from worker.contract.pipeline import PipelineSpec, parse_pipeline
 
-router = APIRouter(prefix="/v1/pipelines", tags=["pipelines"])
+router = APIRouter(prefix="/v1/pipelines", tags=["pipelines"], route_class=Again)
 PipelineId = Annotated[str, Path(max_length=64, pattern=TEXT, examples=["pipe-k3v7qd2mzxna"])]
 _ANSWERS = documented(404, 409, 422)
 _WORDS = {Desired.RUN: "resume", Desired.PAUSE: "pause", Desired.CANCEL: "cancel"}

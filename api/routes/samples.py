@@ -13,12 +13,13 @@ from api.auth import Viewer
 from api.control import Control, ControlPlane
 from api.domain.access import Caller
 from api.errors import documented
+from api.routes.again import Again
 from api.routes.parameters import JobId, LastEventId, refusing
 from api.routes.streamed import AttemptNumber, Follow, page_of, stream_of, wants_stream
 from api.store import jobs, samples
 from api.views import Page, SampleView
 
-router = APIRouter(prefix="/v1/jobs/{job}/samples", tags=["history"])
+router = APIRouter(prefix="/v1/jobs/{job}/samples", tags=["history"], route_class=Again)
 
 Step = Annotated[int | None, Query(ge=0, le=2**53, description="absent: all")]
 Row = Annotated[int | None, Query(ge=0, le=2**53, description="samples after this row")]

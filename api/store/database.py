@@ -11,10 +11,12 @@ from typing import TypeVar
 from sqlalchemy import text
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import DataError, DBAPIError, StatementError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from api.store import sqlite
+from api.store import again, postgres, sqlite
 from api.store.group import Group
+from api.store.postgres import Limits
+from api.store.trouble import Trouble, Unavailable, state
 
 Result = TypeVar("Result")
 
@@ -22,8 +24,6 @@ Result = TypeVar("Result")
 DEFAULT_PROJECT = "default"
 # Threads that read on SQLite: Python runs one at a time, so more would not be quicker.
 _LOOKERS = 2
-# Milliseconds that a transaction may wait for its process, which in it waits for nothing but the database.
-_IDLE = "5000"
 
 
 def utcnow() -> datetime:
@@ -37,8 +37,7 @@ def never_stored(error: Exception) -> bool:
         # Raised before the database was asked: by the driver, or by what makes a value ready for it.
         return isinstance(error, StatementError | OverflowError)
     # Class 22 is "data exception": PostgreSQL's answer to a NUL in a text, for one.
-    state = str(getattr(error.orig, "sqlstate", None) or "")
-    return isinstance(error, DataError) or state.startswith("22")
+    return isinstance(error, DataError) or state(error).startswith("22")
 
 
 class Database:
@@ -46,9 +45,12 @@ class Database:
 
     SQLite has one writer at a time: all writers of this process take turns; readers have connections of their own and
     wait for nobody (WAL). What is asked for a hundred times a second is done by `look` and `put`: whole, in one thread.
+
+    On PostgreSQL what it undid is done again: by `look` and `put` here, and by a request's route for the rest.
+    `limits` are for PostgreSQL.
     """
 
-    def __init__(self, url: str | URL) -> None:
+    def __init__(self, url: str | URL, limits: Limits | None = None) -> None:
         self.url = make_url(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
         if self.sqlite:
@@ -59,14 +61,7 @@ class Database:
             self._looker = sqlite.thread_engine(self.url, "BEGIN", connections=_LOOKERS)
             self._lookers = ThreadPoolExecutor(_LOOKERS, "sqlite-look")
         else:
-            self._writer = self._reader = create_async_engine(
-                self.url,
-                pool_size=10,
-                max_overflow=10,
-                pool_pre_ping=True,
-                # A process that is frozen within a transaction would hold its locks for ever: the leader's row, too.
-                connect_args={"server_settings": {"idle_in_transaction_session_timeout": _IDLE}},
-            )
+            self._writer = self._reader = postgres.engine(self.url, limits or Limits())
         self._write = async_sessionmaker(self._writer, expire_on_commit=False)
         self._read = async_sessionmaker(self._reader, expire_on_commit=False)
 
@@ -81,8 +76,12 @@ class Database:
 
         Do not open one inside another, and wait for nothing but the database in it.
         """
-        async with self._turns.mine() if self.sqlite else contextlib.nullcontext(), self._write.begin() as session:
+        async with self._turns.mine() if self.sqlite else contextlib.nullcontext(), self._write() as session:
             yield session
+            await session.flush()
+            with again.committing():
+                await session.commit()
+            again.only_once()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
@@ -93,24 +92,41 @@ class Database:
     async def put(self, work: Callable[[Connection], Result]) -> Result:
         """What `work` gives, which writes, once that is committed; whatever it raises rolls back what it did.
 
-        On SQLite it shares its transaction with others that arrive at the same time.
+        On SQLite it shares its transaction with others that arrive at the same time. On PostgreSQL it may be called
+        again, where the database undid what it did.
         """
         if self.sqlite:
             return await self._group.write(work)
-        async with self._writer.begin() as connection:
-            return await connection.run_sync(work)
+
+        async def whole() -> Result:
+            async with self._writer.connect() as connection:
+                result = await connection.run_sync(work)
+                with again.committing():
+                    await connection.commit()
+                return result
+
+        return await again.repeated(whole)
 
     async def look(self, work: Callable[[Connection], Result]) -> Result:
         """What `work` gives, which only reads, on one state of the database."""
         if self.sqlite:
             return await asyncio.get_running_loop().run_in_executor(self._lookers, self._look, work)
-        async with self._reader.connect() as connection:
-            return await connection.run_sync(work)
+
+        async def whole() -> Result:
+            async with self._reader.connect() as connection:
+                return await connection.run_sync(work)
+
+        return await again.repeated(whole)
 
     async def ping(self) -> None:
-        """Raises unless the database answers."""
-        async with self.reading() as session:
-            await session.execute(text("SELECT 1"))
+        """Raises unless the database answers, and would take changes."""
+        async with self._reader.connect() as connection:
+            if self.sqlite:
+                await connection.execute(text("SELECT 1"))
+            elif await connection.scalar(text("SELECT current_setting('transaction_read_only')")) == "on":
+                # It may have been so when this connection was made, and not be so any more.
+                await connection.invalidate()
+                raise Unavailable(Trouble.READ_ONLY)
 
     async def dispose(self) -> None:
         """Closes all connections."""
