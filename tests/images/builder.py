@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ CANARY = "a-password-of-the-package-index"
 _OF_PIP = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "cert")
 
 _UNUSED_SECONDS = 24 * 3600
+_ARCHIVES = 3  # of an image in several versions, the newest
 
 
 @dataclass(frozen=True)
@@ -58,21 +60,24 @@ class Builder:
         with self._alone():
             self._make_base(root)
             given = [f"--build-arg={name}={value}" for name, value in {"BASE": base.NAME, **arguments}.items()]
-            secrets = [f"--secret=id={name},src={path}" for name, path in self._secrets().items()]
             self._say(f"Building {self._name} …")
             told = self._folder / "id"
-            self._buildah(
-                *("build", "--isolation=chroot", "--layers", "--pull-never", *given, *secrets),
-                *(f"--file={self.dockerfile}", f"--tag={self._name}", f"--iidfile={told}", str(REPOSITORY)),
-            )
+            with self._secrets() as found:
+                secrets = [f"--secret=id={name},src={path}" for name, path in found.items()]
+                self._buildah(
+                    *("build", "--isolation=chroot", "--layers", "--pull-never", *given, *secrets),
+                    *(f"--file={self.dockerfile}", f"--tag={self._name}", f"--iidfile={told}", str(REPOSITORY)),
+                )
             id = told.read_text().strip().removeprefix("sha256:")
             name, archive = f"{self._name}:{id[:12]}", self._folder / f"{id}.tar"
             if not archive.exists():
-                for older in self._folder.glob("*.tar*"):
+                # Another checkout's tests may be about to read theirs.
+                for older in sorted(self._folder.glob("*.tar*"), key=_last_used)[: -_ARCHIVES + 1]:
                     older.unlink()
                 unfinished = archive.with_suffix(".tar.unfinished")
                 self._buildah("push", id, f"docker-archive:{unfinished}:{name}")
                 unfinished.rename(archive)
+            os.utime(archive)
             return Built(name, archive)
 
     def forget_layers(self) -> None:
@@ -88,6 +93,7 @@ class Builder:
 
     def _remove_layers(self) -> None:
         self._buildah("rmi", "--all", "--force")
+        (self._folder / "base").unlink(missing_ok=True)
         for folder in (self._folder / "layers", self._folder / "tmp", self._counted):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -104,7 +110,8 @@ class Builder:
         )
         described.write_text(root.name)
 
-    def _secrets(self) -> dict[str, Path]:
+    @contextmanager
+    def _secrets(self) -> Iterator[dict[str, Path]]:
         """What the build's pip must know to find packages as this machine's does."""
         told = subprocess.run(
             [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
@@ -112,14 +119,16 @@ class Builder:
         # Of a variable, and of each of pip's files; the first is what counts for pip.
         found = {name: value for name, value in re.findall(r"^\S+\.([a-z-]+)='(.*)'$", told, re.MULTILINE)}
         found |= dict(re.findall(r"^:env:\.([a-z-]+)='(.*)'$", told, re.MULTILINE))
-        secrets = {"pip.conf": self._folder / "pip.conf"}
+        secrets = {}
         if certificates := found.get("cert"):
             secrets["ca.crt"] = Path(certificates)
             found["cert"] = "/run/secrets/ca.crt"
         lines = [f"# {CANARY}", "[global]", *(f"{name} = {found[name]}" for name in _OF_PIP if name in found)]
-        secrets["pip.conf"].touch(mode=0o600)
-        secrets["pip.conf"].write_text("\n".join(lines) + "\n")
-        return secrets
+        # An index's URL may have a password in it: nobody else reads it, and it goes with the build.
+        with tempfile.TemporaryDirectory() as folder:
+            secrets["pip.conf"] = Path(folder) / "pip.conf"
+            secrets["pip.conf"].write_text("\n".join(lines) + "\n")
+            yield secrets
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -153,3 +162,7 @@ class Builder:
             said = (done.stdout + done.stderr).strip()[-3000:]
             raise ClusterError(f"`buildah {arguments[0]}` failed for {self._name}: {said}")
         return done.stdout
+
+
+def _last_used(archive: Path) -> float:
+    return archive.stat().st_mtime

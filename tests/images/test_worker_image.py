@@ -79,4 +79,4 @@ def test_the_first_job_of_the_readme_becomes_a_model_in_the_image(images_plane: 
     data = images_plane.client.files.upload(REPOSITORY / spec["stage"]["data"]).id
     job = images_plane.client.jobs.create({**spec, "stage": {**spec["stage"], "data": f"files/{data}"}}).id
     assert images_plane.comes_to(job, "succeeded", "failed", seconds=900).phase == "succeeded"
-    assert images_plane.client.models.get("tiny").job == job
+    assert images_plane.client.models.get("tiny").job_id == job
