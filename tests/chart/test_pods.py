@@ -86,7 +86,7 @@ def test_only_what_acts_on_the_cluster_has_a_token(rendered: list[Manifest]) -> 
 
 def test_every_variable_of_the_control_plane_is_a_setting(rendered: list[Manifest]) -> None:
     known = {name.upper() for name in Settings.model_fields} | {"HF_ENDPOINT"}
-    ours = [each for made in rendered for each in containers(made) if each["image"] == "rlhf-api:0.1.0"]
+    ours = [each for made in rendered for each in containers(made) if each["image"] == "rlhf-operator:0.1.0"]
     served = [each for each in ours if "command" not in each]
     assert len(served) >= 2
     for each in served:
