@@ -3,15 +3,10 @@
 import argparse
 import asyncio
 import logging
+import signal
 import sys
 from pathlib import Path
-
-import uvloop
-
-from api.domain.access import Role
-from api.once import create_key, migrated
-from api.serve import CannotStart, serve
-from api.settings import BadSettings, load
+from types import FrameType
 
 # Seconds that a thread waits for a busy one before it takes over. The threads that ask SQLite give Python's lock away
 # at every statement: with the default of 5 ms, each of a report's statements would wait so long for a busy event loop.
@@ -19,8 +14,23 @@ _SWITCH = 0.0005
 
 
 def main() -> int:
-    """The exit status: 0 after SIGTERM or SIGINT, 2 for settings that are refused, 1 where it cannot start."""
+    """The exit status: 0 after SIGTERM or SIGINT, 2 for settings that are refused, 1 where it cannot start.
+
+    What was asked to end before it serves, or in the midst of a command, ends with 143.
+    """
+    # A container's first process has no default for signals: it would go on until it is killed. Imports take a second.
+    signal.signal(signal.SIGTERM, _end)
+
+    import uvloop
+
+    from api.domain.access import Role
+    from api.main import VERSION
+    from api.once import create_key, migrated
+    from api.serve import CannotStart, serve
+    from api.settings import BadSettings, load
+
     parser = argparse.ArgumentParser(prog="python -m api", description="The control plane of rlhf-operator.")
+    parser.add_argument("--version", action="version", version=f"rlhf-operator {VERSION}")
     parser.add_argument("--role", dest="part", choices=["all", "api", "operator"], default="all")
     parser.add_argument("--host", help="loopback only; default 127.0.0.1")
     parser.add_argument("--port", type=int, help="0: any free one; default 8000")
@@ -54,6 +64,10 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -85,6 +85,16 @@ def create_worker_app(control: ControlPlane) -> FastAPI:
     return app
 
 
+def create_health_app(control: ControlPlane) -> FastAPI:
+    """What an operator without an API says of itself."""
+    app = FastAPI(title="rlhf-operator, its health", version=VERSION, docs_url=None, redoc_url=None, openapi_url=None)
+    _fill(app, control, health.router)
+    openapi.install(app, for_pages=False)
+    if control.settings.auth != "keys":
+        app.add_middleware(LoopbackOnly)
+    return app
+
+
 def _fill(app: FastAPI, control: ControlPlane, *routers: APIRouter) -> None:
     app.state.control = control
     app.state.routes = [route for router in routers for route in router.routes]

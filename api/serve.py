@@ -21,7 +21,7 @@ from api.control import ControlPlane, limits
 from api.domain.decide import Rules
 from api.domain.outcome import Backoff
 from api.inputs import Resolver
-from api.main import create_app, create_worker_app
+from api.main import create_app, create_health_app, create_worker_app
 from api.operator.cluster import Cluster
 from api.operator.kube_api import KubeApi, NoCluster, connect
 from api.operator.kubernetes import KubernetesCluster
@@ -104,6 +104,9 @@ async def running(settings: Settings, role: Role = "all") -> AsyncIterator[Runni
             url, worker_url = _url(settings.host, port), _url(settings.worker_host, worker_port)
             _write(settings.worker_url_file, worker_url)
             tasks.append(asyncio.create_task(control.streams.run(), name="streams"))
+        elif settings.health_port is not None:
+            health, _ = await _listen(create_health_app(control), settings, settings.host, settings.health_port, tasks)
+            servers.append(health)
         this = Running(control, url, worker_url)
         if role in ("all", "operator"):
             database = control.database

@@ -104,6 +104,9 @@ class Settings(BaseSettings):
     )
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = Field(default=8000, description="0: any free one")
+    health_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+        default=None, description="of `--role operator`: where HOST answers /livez and /readyz; absent: nowhere"
+    )
     worker_host: str = Field(default="127.0.0.1", description="where workers report to; each call needs a token")
     worker_port: Annotated[int, Field(ge=0, le=65535)] = 0
     store: str = Field(default="", description="absent: file://DATA/store")

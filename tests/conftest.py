@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-# Here, not in a conftest of their own: all tests of a session share one cluster, whichever folder they are in.
-pytest_plugins = ["tests.kubernetes.fixtures"]
+# Here, not in a conftest of their own: all tests of a session share one cluster and its images, whichever folder they
+# are in.
+pytest_plugins = ["tests.kubernetes.fixtures", "tests.images.fixtures"]
 
 
 def pytest_configure() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from api.store.database import Database
 from api.store.migrate import migrate
 from api.store.tables import Base
 from tests.api.conftest import Plane
+from tests.e2e.plane import free_port
 
 
 async def start(data: Path, *arguments: str) -> asyncio.subprocess.Process:
@@ -82,6 +84,21 @@ async def test_an_operator_shares_its_folder_with_no_other_though_their_database
         with pytest.raises(CannotStart, match="in use"):
             async with running(settings):
                 pass
+
+
+async def test_an_operator_without_an_api_says_how_it_is_where_it_is_told_to(settings: Settings) -> None:
+    port = free_port()
+    async with (
+        running(settings.model_copy(update={"health_port": port}), "operator") as this,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http,
+    ):
+        assert (await http.get("/livez")).status_code == 200
+        assert (await http.get("/readyz")).status_code == 200
+        assert (await http.get("/v1/jobs")).status_code == 404
+        this.control.pulse.watch(lambda: time.monotonic() - 61)
+        assert (await http.get("/livez")).status_code == 503
+        assert (await http.get("/readyz")).status_code == 200
+    assert this.url is None
 
 
 @pytest.mark.parametrize("name", ["what?", "100%", "a%20b", "c#d", "e&f=g"])

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,17 @@ class Cluster:
         """Let a frozen node go on; nothing if it was not."""
         self.processes.signal(node.kubelet(number), signal.SIGCONT)
         self._frozen.discard(number)
+
+    def load(self, name: str, archive: Path, nodes: Iterable[int] = ()) -> None:
+        """Put the image of an archive on these nodes, else on all, where it is not there by its name."""
+        for number in nodes or range(1, self.nodes + 1):
+            if not node.has_image(number, name):
+                node.import_archive(number, archive)
+
+    def unload(self, name: str) -> None:
+        """Take an image away from all nodes."""
+        for number in range(1, self.nodes + 1):
+            node.remove_image(number, name)
 
     def stop_api_server(self, *, kill: bool = False) -> None:
         """End the API server; `kill` gives it no time to answer what it has begun. Nodes and their pods go on."""

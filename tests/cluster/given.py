@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -58,6 +59,12 @@ class GivenCluster:
 
     def thaw(self, number: int) -> None:
         _not_ours("Stopping a kubelet")
+
+    def load(self, name: str, archive: Path, nodes: Iterable[int] = ()) -> None:
+        _not_ours("An image that is built here")
+
+    def unload(self, name: str) -> None:
+        _not_ours("An image that is built here")
 
     def stop_api_server(self, *, kill: bool = False) -> None:
         _not_ours("Stopping the API server")

@@ -75,9 +75,28 @@ def import_images(node: int, deadline: float) -> None:
         archive = FOLDER / f"{image.name.replace('/', '-').replace(':', '-')}.tar"
         if not archive.exists():
             images.save(image, archive)
-        imported = _ctr(node, "images", "import", str(archive))
-        if imported.returncode:
-            raise ClusterError(f"{image.name} could not be put on {node_name(node)}: {imported.stderr.strip()}")
+        import_archive(node, archive)
+
+
+def import_archive(node: int, archive: Path) -> None:
+    """Put the image of an archive, as `docker save` writes them, on the node.
+
+    Raises:
+        ClusterError: its containerd did not take it.
+    """
+    imported = _ctr(node, "images", "import", str(archive))
+    if imported.returncode:
+        raise ClusterError(f"{archive.name} could not be put on {node_name(node)}: {imported.stderr.strip()}")
+
+
+def remove_image(node: int, name: str) -> None:
+    """Take an image away, with the layers that no other has; nothing if it is not there."""
+    _ctr(node, "images", "remove", "--sync", name)
+
+
+def has_image(node: int, name: str) -> bool:
+    """Whether an image of this name is on the node."""
+    return name in _ctr(node, "images", "list", "--quiet").stdout.split()
 
 
 def start_kubelet(processes: Processes, authority: Authority, node: int) -> None:

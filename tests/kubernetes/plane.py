@@ -20,7 +20,7 @@ from tests.e2e.plane import free_port, story, wait_until
 from tests.kubernetes.namespace import REPOSITORY, Namespace
 from tests.kubernetes.observer import Observer
 
-ROLE = REPOSITORY / "manifests" / "operator-role.yaml"
+ROLE = REPOSITORY / "manifests" / "jobs" / "operator-role.yaml"
 
 
 @dataclass

@@ -1,0 +1,22 @@
+{{/* What the schema cannot say. Each is a sentence for whoever types the command. */}}
+{{- define "rlhf.validate" -}}
+{{- $values := .Values }}
+{{- if and (include "rlhf.sqlite" .) (gt (int $values.replicas) 1) }}
+{{- fail (printf "replicas: %d of them cannot share a SQLite file; set database.existingSecret to the Secret with a PostgreSQL's URL, or replicas to 1" (int $values.replicas)) }}
+{{- end }}
+{{- if and $values.database.existingSecret $values.postgresql.enabled }}
+{{- fail "database.existingSecret and postgresql.enabled each name a database; set one of them" }}
+{{- end }}
+{{- if eq $values.jobs.namespace .Release.Namespace }}
+{{- fail (printf "jobs.namespace: %s is the control plane's own namespace, whose Secrets and volumes no job may mount; name another, or install with another --namespace" $values.jobs.namespace) }}
+{{- end }}
+{{- if and $values.store.volume (ne (len $values.store.volume) 1) }}
+{{- fail (printf "store.volume: a volume has one source, and these are %d (%s)" (len $values.store.volume) (keys $values.store.volume | sortAlpha | join ", ")) }}
+{{- end }}
+{{- if and $values.ingress.enabled (not $values.ingress.host) }}
+{{- fail "ingress.host: an Ingress needs the name by which people come; set it, or ingress.enabled to false" }}
+{{- end }}
+{{- if and $values.gateway.enabled (not $values.gateway.parentRefs) }}
+{{- fail "gateway.parentRefs: a route needs the Gateway that it hangs on; name it, or set gateway.enabled to false" }}
+{{- end }}
+{{- end }}
