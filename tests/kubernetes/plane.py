@@ -107,11 +107,12 @@ class Plane:
             "DATABASE_URL": databases(), "PORT": str(port), "BACK_OFF": "0.5", "ALLOWED_PATHS": str(REPOSITORY),
             **settings,
         }  # fmt: skip
-        self.api = self._process("api", "api")
-        self.operator = self._process("operator", "operator")
+        self.api = self.process("api", "api")
+        self.operator = self.process("operator", "operator")
         self._others: list[Process] = []
 
-    def _process(self, role: str, name: str, **settings: str) -> Process:
+    def process(self, role: str, name: str, **settings: str) -> Process:
+        """One more, not started yet, with these settings over the others."""
         data = self.folder / name
         environment = {**self._environment, "KUBECONFIG": str(self.kubeconfig), **settings}
         command = [sys.executable, "-m", "api", "--role", role, "--data", str(data)]
@@ -126,7 +127,7 @@ class Plane:
 
     def another_operator(self, **settings: str) -> Process:
         """A second operator, not started yet."""
-        made = self._process("operator", f"operator-{len(self._others) + 2}", **settings)
+        made = self.process("operator", f"operator-{len(self._others) + 2}", **settings)
         self._others.append(made)
         return made
 

@@ -1,0 +1,101 @@
+"""People submit, and whatever serves them is killed again and again: nothing is lost, and nothing runs twice."""
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from client.records import Job
+from tests.cluster.cluster import Cluster
+from tests.e2e.plane import story, wait_until
+from tests.kubernetes.namespace import Namespace
+from tests.kubernetes.plane import operator_kubeconfig, rehearsal
+from tests.kubernetes.replicas import Replicas, replicas
+
+# Seconds between two deaths, and between two jobs of one person.
+_DEATHS, _JOBS = 4.0, 5.0
+
+
+class People:
+    """Two who submit, look and list for as long as they are let, with a client that has its usual patience."""
+
+    def __init__(self, control: Replicas, at_most: int) -> None:
+        """`at_most`: so many jobs in all, though a busy machine takes longer."""
+        self._control, self._at_most = control, at_most
+        self._over = threading.Event()
+        self.acknowledged: list[str] = []
+        self.errors: list[BaseException] = []
+        self._threads = [threading.Thread(target=self._works, name=f"person-{n}") for n in range(2)]
+
+    def __enter__(self) -> "People":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _works(self) -> None:
+        with self._control.client() as client:
+            while not self._over.is_set() and len(self.acknowledged) < self._at_most:
+                try:
+                    job = client.jobs.create(rehearsal(6)).id
+                    self.acknowledged.append(job)
+                    client.jobs.get(job)
+                    for _ in itertools.islice(client.jobs.all(), 20):
+                        pass
+                except Exception as error:
+                    self.errors.append(error)
+                self._over.wait(_JOBS)
+
+
+def ended(control: Replicas, jobs: list[str]) -> list[Job]:
+    """The jobs, once all are over."""
+    with control.client() as client:
+
+        def over() -> list[Job] | None:
+            found = [client.jobs.get(job) for job in jobs]
+            return found if all(job.phase in ("succeeded", "failed", "cancelled") for job in found) else None
+
+        return wait_until(over, seconds=240, what="the end of all jobs") or []
+
+
+def nothing_is_lost_or_made_twice(control: Replicas, people: People) -> None:
+    """All that was promised was done, once; nothing else was made."""
+    assert people.errors == []
+    found = ended(control, people.acknowledged)
+    with control.client() as client:
+        wrong = [story(client, job.id) for job in found if (job.phase, job.attempt) != ("succeeded", 1)]
+        assert not wrong, "\n".join(wrong)
+        assert sorted(job.id for job in client.jobs.all()) == sorted(people.acknowledged)
+    print(f"{len(found)} jobs")
+
+
+@pytest.fixture
+def control(cluster: Cluster, namespace: Namespace, postgres: Callable[[], str], tmp_path: Path) -> Iterator[Replicas]:
+    account = operator_kubeconfig(cluster, namespace, tmp_path)
+    with replicas(tmp_path / "replicas", cluster, namespace, postgres, account) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        pytest.param(15, id="a minute"),
+        pytest.param(150, id="ten minutes", marks=[pytest.mark.soak, pytest.mark.timeout(2400)]),
+    ],
+)
+def test_of_two_apis_and_two_operators_one_of_each_is_killed_every_few_seconds(control: Replicas, turns: int) -> None:
+    with People(control, at_most=2 * turns) as people:
+        for turn in range(turns):
+            threading.Event().wait(_DEATHS)
+            for process in (control.apis[turn % 2], control.operators[turn % 2]):
+                process.kill()
+                process.start()
+            # The other one is there before it is its turn, as a disruption budget sees to on a cluster.
+            control.lives()
+    nothing_is_lost_or_made_twice(control, people)
