@@ -155,7 +155,8 @@ class AttemptRow(Base):
     __tablename__ = "attempts"
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
-    object_name: Mapped[str] = mapped_column(String(127), unique=True)
+    # SQLite keeps to no length, and would copy the table to change it.
+    object_name: Mapped[str] = mapped_column(String(127).with_variant(String(63), "sqlite"), unique=True)
     uid: Mapped[str | None] = mapped_column(String(64))
     created_at: Mapped[datetime]
     accepted_at: Mapped[datetime | None]

@@ -23,7 +23,7 @@ def upgrade() -> None:
     ):
         op.add_column("projects", sa.Column(name, kind, nullable=True))
     if op.get_context().dialect.name == "postgresql":
-        # A project's namespace stands before the name. SQLite keeps to no length.
+        # A project's namespace stands before the name.
         op.alter_column("attempts", "object_name", existing_type=sa.String(length=63), type_=sa.String(length=127))
     op.create_table(
         "api_keys",
