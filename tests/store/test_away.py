@@ -6,13 +6,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from api.domain.access import Role
 from api.once import create_key
 from api.serve import CannotStart, running
 from api.settings import Settings
 from api.store import operations_leader, postgres
-from api.store.trouble import Trouble
+from api.store.trouble import Trouble, trouble
 from tests.api.conftest import REHEARSAL, Plane, plane_on
 from tests.disks import small_disk
 from tests.store.conftest import Other, Server, other_on, until
@@ -207,6 +209,29 @@ async def test_a_database_whose_disk_is_full_is_told_as_such_and_goes_on_once_th
         finally:
             server.does("DROP DATABASE small WITH (FORCE)")
             server.does("DROP TABLESPACE small")
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ("57P03", Trouble.AWAY),  # starting up
+        ("57P01", Trouble.AWAY),  # shutting down
+        ("08006", Trouble.AWAY),
+        ("53300", Trouble.CROWDED),
+        ("53200", Trouble.CROWDED),
+        ("22012", None),  # these are mistakes
+        ("42P01", None),
+        ("23505", None),
+        ("XX000", None),
+    ],
+)
+async def test_what_a_server_says_of_itself_is_its_trouble_and_a_mistake_is_none(
+    plane: Plane, state: str, expected: Trouble | None
+) -> None:
+    said = text(f"DO $$ BEGIN RAISE EXCEPTION 'made up' USING ERRCODE = '{state}'; END $$")
+    with pytest.raises(DBAPIError) as error:
+        await plane.control.database.look(lambda connection: connection.execute(said))
+    assert trouble(error.value) is expected
 
 
 def big(number: int) -> dict[str, object]:
