@@ -226,3 +226,19 @@ def test_an_uninstall_stops_jobs_or_leaves_them_by_a_value() -> None:
 
     assert hooks() == ["pre-delete"]
     assert hooks("uninstall.stopJobs=false") == []
+
+
+def test_every_namespace_for_jobs_has_the_role_and_the_way_to_report() -> None:
+    made = chart('jobs.otherNamespaces=["team-a"]', 'store.volume={"nfs":{"server":"s","path":"/p"}}')
+    by_kind = {
+        kind: {one["metadata"]["namespace"] for one in made if one["kind"] == kind}
+        for kind in ("Role", "RoleBinding", "PersistentVolumeClaim")
+    }
+    assert by_kind["Role"] == by_kind["RoleBinding"] == {"rlhf", "team-a"}
+    assert {"rlhf", "team-a"} < by_kind["PersistentVolumeClaim"]
+    assert {one["metadata"]["name"] for one in made if one["kind"] == "Namespace"} == {"rlhf", "team-a"}
+    [policy] = [one for one in made if one["kind"] == "NetworkPolicy" and one["metadata"]["name"].endswith("-api")]
+    people, workers = policy["spec"]["ingress"]
+    assert people["from"][0]["namespaceSelector"]["matchExpressions"][0]["values"] == ["rlhf", "team-a"]
+    where = [entry["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] for entry in workers["from"]]
+    assert where == ["rlhf", "team-a"]

@@ -74,7 +74,7 @@ def test_what_cannot_work_is_refused_by_the_schema(wrong: str) -> None:
     [
         (["replicas=2"], "replicas: 2 of them cannot share a SQLite file; set database.existingSecret"),
         (['database.existingSecret="url"', "postgresql.enabled=true"], "each name a database"),
-        (['jobs.namespace="rlhf-system"'], "jobs.namespace: rlhf-system is the control plane's own"),
+        (['jobs.namespace="rlhf-system"'], "jobs.otherNamespaces: rlhf-system is the control plane's own"),
         (['store.volume={"nfs": {}, "csi": {}}'], "store.volume: a volume has one source, and these are 2 (csi, nfs)"),
         (["ingress.enabled=true"], "ingress.host: an Ingress needs the name"),
         (["gateway.enabled=true"], "gateway.parentRefs: a route needs the Gateway"),

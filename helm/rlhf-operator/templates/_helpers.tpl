@@ -49,6 +49,11 @@ annotations:
 {{- end }}
 {{- end }}
 
+{{/* All namespaces that jobs may run in, as JSON; the first is that of projects without one of their own. */}}
+{{- define "rlhf.jobNamespaces" -}}
+{{- prepend .Values.jobs.otherNamespaces .Values.jobs.namespace | uniq | toJson }}
+{{- end }}
+
 {{/* The settings of whoever serves and whoever acts. */}}
 {{- define "rlhf.env" -}}
 {{ include "rlhf.databaseUrl" . }}
@@ -58,6 +63,12 @@ annotations:
   value: kubernetes
 - name: NAMESPACE
   value: {{ .Values.jobs.namespace }}
+{{- with .Values.jobs.otherNamespaces }}
+- name: NAMESPACES
+  value: {{ join " " . }}
+{{- end }}
+- name: POD_NAMESPACE
+  value: {{ .Release.Namespace }}
 - name: WORKER_POD
   value: /etc/rlhf-operator/worker/worker-pod.yaml
 - name: WORKER_URL

@@ -7,8 +7,8 @@
 {{- if and $values.database.existingSecret $values.postgresql.enabled }}
 {{- fail "database.existingSecret and postgresql.enabled each name a database; set one of them" }}
 {{- end }}
-{{- if eq $values.jobs.namespace .Release.Namespace }}
-{{- fail (printf "jobs.namespace: %s is the control plane's own namespace, whose Secrets and volumes no job may mount; name another, or install with another --namespace" $values.jobs.namespace) }}
+{{- if has .Release.Namespace (include "rlhf.jobNamespaces" . | fromJsonArray) }}
+{{- fail (printf "jobs.namespace, jobs.otherNamespaces: %s is the control plane's own namespace, whose Secrets and volumes no job may mount; name another, or install with another --namespace" .Release.Namespace) }}
 {{- end }}
 {{- if and $values.store.volume (ne (len $values.store.volume) 1) }}
 {{- fail (printf "store.volume: a volume has one source, and these are %d (%s)" (len $values.store.volume) (keys $values.store.volume | sortAlpha | join ", ")) }}
