@@ -38,8 +38,9 @@ class Built:
 class Builder:
     """Builds the image of one Dockerfile. Its layers stay in the user's cache until what they are made of changes."""
 
-    def __init__(self, folder: str, say: Callable[[str], None]) -> None:
-        """`folder`: `api` or `worker`, which has the Dockerfile."""
+    def __init__(self, folder: str, say: Callable[[str], None], *, layers: bool = True) -> None:
+        """`folder`: `api` or `worker`, which has the Dockerfile. Without `layers`, no stage is kept for a next time."""
+        self._layers = str(layers).lower()
         self.dockerfile = REPOSITORY / folder / "Dockerfile"
         self._name = f"localhost/rlhf-{folder}"
         self._say = say
@@ -65,7 +66,7 @@ class Builder:
             with self._secrets() as found:
                 secrets = [f"--secret=id={name},src={path}" for name, path in found.items()]
                 self._buildah(
-                    *("build", "--isolation=chroot", "--layers", "--pull-never", *given, *secrets),
+                    *("build", "--isolation=chroot", f"--layers={self._layers}", "--pull-never", *given, *secrets),
                     *(f"--file={self.dockerfile}", f"--tag={self._name}", f"--iidfile={told}", str(REPOSITORY)),
                 )
             id = told.read_text().strip().removeprefix("sha256:")
@@ -89,13 +90,13 @@ class Builder:
         """Remove all that was built."""
         with self._alone():
             self._remove_layers()
-        shutil.rmtree(self._folder)
+        _remove(self._folder)
 
     def _remove_layers(self) -> None:
         self._buildah("rmi", "--all", "--force")
         (self._folder / "base").unlink(missing_ok=True)
         for folder in (self._folder / "layers", self._folder / "tmp", self._counted):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
     def _make_base(self, root: Path) -> None:
         described = self._folder / "base"
@@ -143,7 +144,7 @@ class Builder:
         """Remove what was built from other dependencies, by a checkout that has not asked for it for long."""
         for lock in base.cache().glob(f"{self._folder.name.partition('-')[0]}-*.lock"):
             if time.time() - lock.stat().st_mtime > _UNUSED_SECONDS:
-                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                _remove(lock.with_suffix(""))
                 lock.unlink()
 
     def _buildah(self, *arguments: str) -> str:
@@ -166,3 +167,11 @@ class Builder:
 
 def _last_used(archive: Path) -> float:
     return archive.stat().st_mtime
+
+
+def _remove(folder: Path) -> None:
+    # A build that was killed leaves its stages mounted.
+    mounts = [Path(line.split()[1]) for line in Path("/proc/mounts").read_text().splitlines()]
+    for mount in sorted((mount for mount in mounts if mount.is_relative_to(folder)), reverse=True):
+        subprocess.run(["umount", "--lazy", str(mount)], capture_output=True, check=False)
+    shutil.rmtree(folder, ignore_errors=True)

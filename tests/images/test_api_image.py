@@ -41,7 +41,7 @@ def test_no_layer_holds_a_compiler_or_what_only_a_build_needs(built_api: Built) 
     assert not [path for path in paths if path.is_relative_to("/opt/venv") and path.name in ("pip", "setuptools")]
     assert not [path for path in paths if path.is_relative_to("/root/.cache") and path.name != ".cache"]
     ours = {path.relative_to("/app").parts[0] for path in paths if path.is_relative_to("/app") and path.name != "app"}
-    assert ours == {"api", "client", "worker"}
+    assert ours == {"api", "client", "rlhf_operator.dist-info", "worker"}
     assert not [path for path in paths if path.is_relative_to("/app/worker") and path.name in ("stages", "run.py")]
 
 

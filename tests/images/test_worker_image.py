@@ -28,7 +28,7 @@ def worker_image(cluster: AnyCluster) -> Iterator[str]:
     """Its name. Nothing of it is kept: it is large, and built in some minutes."""
     if isinstance(cluster, GivenCluster):
         pytest.skip("The image is put on a node of our own.")
-    builder = Builder("worker", print)
+    builder = Builder("worker", print, layers=False)  # each is written three times, and these are of 6 GB
     try:
         begin = time.monotonic()
         built = builder.build(ACCELERATOR="cpu")
@@ -70,7 +70,8 @@ def images_plane(plane: Plane, worker_image: str) -> Iterator[Plane]:
 
 def test_a_rehearsal_is_killed_and_goes_on_in_the_image(images_plane: Plane) -> None:
     job = images_plane.client.jobs.create(read(str(EXAMPLES / "rehearse.yaml"))).id
-    assert images_plane.comes_to(job, "succeeded", "failed", seconds=300).phase == "succeeded"
+    ended = images_plane.comes_to(job, "succeeded", "failed", seconds=300)
+    assert ended.phase == "succeeded", images_plane.story(job)
     assert [attempt.resumed_from for attempt in images_plane.client.jobs.attempts(job)] == [None, 10]
 
 
@@ -78,5 +79,6 @@ def test_the_first_job_of_the_readme_becomes_a_model_in_the_image(images_plane: 
     spec = json.loads((EXAMPLES / "tiny.json").read_text())
     data = images_plane.client.files.upload(REPOSITORY / spec["stage"]["data"]).id
     job = images_plane.client.jobs.create({**spec, "stage": {**spec["stage"], "data": f"files/{data}"}}).id
-    assert images_plane.comes_to(job, "succeeded", "failed", seconds=900).phase == "succeeded"
+    ended = images_plane.comes_to(job, "succeeded", "failed", seconds=900)
+    assert ended.phase == "succeeded", images_plane.story(job)
     assert images_plane.client.models.get("tiny").job_id == job
