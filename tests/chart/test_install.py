@@ -18,6 +18,8 @@ from tests.kubernetes.fixtures import AnyCluster
 from tests.kubernetes.namespace import Namespace, share
 from tests.kubernetes.plane import rehearsal
 
+# Each takes minutes, and the first build of the image as many.
+pytestmark = pytest.mark.soak
 LONG = 6000
 """Steps of a job that outlasts its test: 10 minutes."""
 

@@ -14,6 +14,7 @@ from tests.kubernetes.namespace import Namespace
 from tests.kubernetes.plane import operator_kubeconfig, rehearsal
 from tests.kubernetes.replicas import Replicas, replicas
 
+pytestmark = pytest.mark.soak
 # Seconds between two deaths, and between two jobs of one person.
 _DEATHS, _JOBS = 4.0, 5.0
 
@@ -86,7 +87,7 @@ def control(cluster: Cluster, namespace: Namespace, postgres: Callable[[], str],
     "turns",
     [
         pytest.param(15, id="a minute"),
-        pytest.param(150, id="ten minutes", marks=[pytest.mark.soak, pytest.mark.timeout(2400)]),
+        pytest.param(150, id="ten minutes", marks=pytest.mark.timeout(2400)),
     ],
 )
 def test_of_two_apis_and_two_operators_one_of_each_is_killed_every_few_seconds(control: Replicas, turns: int) -> None:
