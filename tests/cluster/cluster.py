@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,9 @@ class Cluster:
 
     def load(self, name: str, archive: Path, nodes: Iterable[int] = ()) -> None:
         """Put the image of an archive on these nodes, else on all, where it is not there by its name."""
-        for number in nodes or range(1, self.nodes + 1):
-            if not node.has_image(number, name):
-                node.import_archive(number, archive)
+        lacking = [number for number in nodes or range(1, self.nodes + 1) if not node.has_image(number, name)]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda number: node.import_archive(number, archive), lacking))
 
     def unload(self, name: str) -> None:
         """Take an image away from all nodes."""
