@@ -8,29 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.build import build, built
 from tests.cluster.cluster import Cluster, at_hand
 from tests.cluster.credentials import Credentials
 from tests.cluster.given import KUBECONFIG, GivenCluster
-from tests.cluster.machine import ClusterError, prepare
+from tests.cluster.machine import ClusterError
 from tests.kubernetes.faulty import FaultyApiServer
 from tests.kubernetes.namespace import Namespace, create, hurry, is_gone, remove
 from tests.kubernetes.plane import Plane, operator_kubeconfig, running
 
 AnyCluster = Cluster | GivenCluster
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Build the cluster before any test runs: the first time it takes longer than a test may."""
-    if session.config.option.collectonly or os.environ.get(KUBECONFIG) or built():
-        return
-    if any("cluster" in getattr(item, "fixturenames", ()) for item in session.items):
-        reporter = session.config.pluginmanager.getplugin("terminalreporter")
-        try:
-            prepare(reporter.write_line)
-            build(reporter.write_line)
-        except ClusterError as error:
-            reporter.write_line(f"✗ {error}")  # the tests that need it will fail with the same sentence
 
 
 @pytest.fixture(scope="session")
