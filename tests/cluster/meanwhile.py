@@ -1,5 +1,6 @@
 """The cluster's programs are compiled beside the tests that need none of them; those that do run last."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -45,6 +46,9 @@ class Meanwhile:
             command = ["nice", "-n", "19", sys.executable, "-m", "tests.cluster", "build"]
             with self._log.open("wb") as log:
                 self._builder = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+            # Linux shares the processor between sessions first, and looks at `nice` within each alone (sched(7)).
+            with contextlib.suppress(OSError):
+                Path(f"/proc/{self._builder.pid}/autogroup").write_text("19")
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
