@@ -203,17 +203,27 @@ class Resolver:
         """The path, symbolic links followed; it and all in it must lie under an allowed folder."""
         folders = [_real(folder) for folder in self._settings.allowed_paths]
         named = ", ".join(map(str, folders)) or "none"
-        outside = Unresolved(f"does not lie under an allowed folder; allowed (ALLOWED_PATHS): {named}")
         path = _real(Path(reference))
         if not any(path.is_relative_to(folder) for folder in folders):
-            raise outside
+            raise Unresolved(f"does not lie under an allowed folder; allowed (ALLOWED_PATHS): {named}")
+        if self._is_kept(path):
+            raise Unresolved("lies where the control plane keeps what projects have; write files/ID or models/NAME")
         if not path.exists():
             raise Unresolved("there is nothing at this path")
         if path.is_dir():
             for entry in path.rglob("*"):
-                if entry.is_symlink() and not any(_real(entry).is_relative_to(folder) for folder in folders):
+                if not entry.is_symlink():
+                    continue
+                target = _real(entry)
+                if self._is_kept(target) or not any(target.is_relative_to(folder) for folder in folders):
                     raise Unresolved(f"{entry.name} in it is a link out of the allowed folders: {named}")
         return path
+
+    def _is_kept(self, path: Path) -> bool:
+        """Whether it may be another project's: by a path, the data folder and the store would be open to all keys."""
+        settings = self._settings
+        kept = (settings.data, settings.store_path) if settings.auth == "keys" else ()
+        return any(path.is_relative_to(_real(folder)) for folder in kept)
 
 
 def _real(path: Path) -> Path:

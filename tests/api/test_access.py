@@ -303,3 +303,33 @@ async def test_a_project_may_have_a_namespace_that_attempts_may_run_in_and_no_ot
     assert (await door.admin.get("/v1/projects/team")).status_code == 404
     made = await door.admin.post("/v1/projects", json={"name": "team", "namespace": "team-a"})
     assert (made.status_code, made.json()["namespace"]) == (201, "team-a")
+
+
+@pytest.mark.parametrize("how", ["by its path", "by a link", "by a folder with a link"])
+async def test_what_another_project_stores_cannot_be_named_by_its_place(
+    keyed: Settings, tmp_path: Path, how: str
+) -> None:
+    # An administrator allows the folder in which the control plane runs, as is the default.
+    async with plane_on(keyed.model_copy(update={"allowed_paths": [tmp_path]})) as plane:
+        key = keys.fresh()
+        async with plane.control.database.transaction() as session:
+            await keys.create(session, key, project="default", name="root", role=Role.ADMIN)
+        door = Door(plane, key)
+        form = {"data": {"purpose": "fine-tune"}, "files": {"file": ("rows.jsonl", TEXT, "application/jsonl")}}
+        assert (await door.admin.post("/v1/files", **form)).status_code == 201
+        [stored] = (keyed.store_path / "files").iterdir()
+        await door.project("others")
+        link = tmp_path / "allowed" / "folder" / "link.jsonl"
+        link.parent.mkdir()
+        link.symlink_to(stored)
+        place = {"by its path": stored, "by a link": link, "by a folder with a link": link.parent}[how]
+        where = {"model": str(place)} if place.is_dir() else {"model": "org/name", "data": str(place)}
+        refused = await (await door.client("editor", "others")).post(
+            "/v1/jobs", json={"stage": {"type": "sft", "data": "files/none", **where}}
+        )
+        said = {error["path"]: error["message"] for error in refused.json()["errors"]}
+        assert refused.status_code == 422
+        if place.is_dir():
+            assert "link.jsonl in it is a link out of the allowed folders" in said["stage.model"]
+        else:
+            assert "keeps what projects have" in said["stage.data.train"]
