@@ -20,7 +20,6 @@ from api.views import JobView
 
 router = APIRouter(prefix="/v1/jobs/{job}", tags=["jobs"], route_class=Again)
 _ANSWERS = documented(404, 409, 412, 422)
-_WORDS = {Desired.RUN: "resume", Desired.PAUSE: "pause", Desired.CANCEL: "cancel"}
 
 
 @router.post("/pause", responses=_ANSWERS)
@@ -116,7 +115,7 @@ async def _want(
     with refusing():
         async with control.database.transaction() as session:
             row = await jobs.want(session, job, caller.project, desired, wanted)
-            audit.note(session, caller, f"job.{_WORDS[desired]}", job)
+            audit.note(session, caller, f"job.{audit.WISHES[desired]}", job)
     return await _woken(control, row, response)
 
 

@@ -22,7 +22,6 @@ from worker.contract.pipeline import PipelineSpec, parse_pipeline
 router = APIRouter(prefix="/v1/pipelines", tags=["pipelines"], route_class=Again)
 PipelineId = Annotated[str, Path(max_length=64, pattern=TEXT, examples=["pipe-k3v7qd2mzxna"])]
 _ANSWERS = documented(404, 409, 422)
-_WORDS = {Desired.RUN: "resume", Desired.PAUSE: "pause", Desired.CANCEL: "cancel"}
 
 
 @router.post(
@@ -148,7 +147,7 @@ async def _want(control: ControlPlane, caller: Caller, id: str, desired: Desired
     with refusing():
         async with control.database.transaction() as session:
             whole = await pipelines.want(session, id, caller.project, desired)
-            audit.note(session, caller, f"pipeline.{_WORDS[desired]}", id)
+            audit.note(session, caller, f"pipeline.{audit.WISHES[desired]}", id)
     return await _woken(control, whole)
 
 

@@ -7,8 +7,12 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.domain.access import Caller
+from api.domain.job import Desired
 from api.store.database import utcnow
 from api.store.tables import AuditRow, Project
+
+WISHES = {Desired.RUN: "resume", Desired.PAUSE: "pause", Desired.CANCEL: "cancel"}
+"""What an owner's wish is called as an action, after `job.` or `pipeline.`."""
 
 
 def note(session: AsyncSession, caller: Caller, action: str, target: str, **detail: Any) -> None:

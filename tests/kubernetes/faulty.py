@@ -4,9 +4,8 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,55 +16,10 @@ from yarl import URL
 from tests.cluster.credentials import Credentials
 from tests.cluster.pki import kubeconfig
 from tests.kubernetes.api_request import ApiRequest, Predicate, anything, parse
+from tests.kubernetes.faults import EXPIRED, Hook, Rule, Watch, copy_lines, cut, end_to_end
 
-_HOP_BY_HOP = {"connection", "host", "keep-alive", "transfer-encoding", "content-length", "accept-encoding"}
 _REASONS = {403: "Forbidden", 404: "NotFound", 409: "Conflict", 429: "TooManyRequests", 500: "InternalError"}
-_EXPIRED = {
-    "type": "ERROR",
-    "object": {
-        "kind": "Status",
-        "apiVersion": "v1",
-        "metadata": {},
-        "status": "Failure",
-        "message": "too old resource version",
-        "reason": "Expired",
-        "code": 410,
-    },
-}
 _T = TypeVar("_T")
-Fault = Callable[[web.Request, ApiRequest], Awaitable[web.StreamResponse]]
-Hook = Callable[[ApiRequest], None]
-
-
-@dataclass
-class _Rule:
-    """What happens to the next requests that match: `left` of them, after the first `passed_over`."""
-
-    matching: Predicate
-    left: int
-    passed_over: int = 0
-    fault: Fault | None = None
-    before: Hook | None = None
-    after: Hook | None = None
-
-    def takes(self, request: ApiRequest) -> bool:
-        if self.left <= 0 or not self.matching(request):
-            return False
-        if self.passed_over > 0:
-            self.passed_over -= 1
-            return False
-        self.left -= 1
-        return True
-
-
-@dataclass(eq=False)
-class _Watch:
-    """An open watch. Once silent it stays so: going on would show a gap that no real connection has."""
-
-    request: ApiRequest
-    silent: bool = False
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    last_line: bytes = b""
 
 
 class FaultyApiServer:
@@ -83,8 +37,8 @@ class FaultyApiServer:
         self._thread = threading.Thread(target=self._loop.run_forever, name="faulty-api-server", daemon=True)
         self._changed = threading.Condition()
         self._requests: list[ApiRequest] = []
-        self._rules: list[_Rule] = []
-        self._watches: set[_Watch] = set()
+        self._rules: list[Rule] = []
+        self._watches: set[Watch] = set()
         self._work: set[asyncio.Task[web.StreamResponse]] = set()
         self._silent = False
         self.url = ""
@@ -162,7 +116,7 @@ class FaultyApiServer:
             headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
             return web.json_response(body, status=status, headers=headers)
 
-        self._add(_Rule(matching, times, fault=fault))
+        self._add(Rule(matching, times, fault=fault))
 
     def answer_with_a_page(self, status: int, matching: Predicate = anything, *, times: int = 1) -> None:
         """Answer the next requests with HTML, as somebody in between would; none is forwarded."""
@@ -170,7 +124,7 @@ class FaultyApiServer:
         async def fault(_: web.Request, __: ApiRequest) -> web.StreamResponse:
             return web.Response(status=status, text="<html><h1>Not here</h1></html>", content_type="text/html")
 
-        self._add(_Rule(matching, times, fault=fault))
+        self._add(Rule(matching, times, fault=fault))
 
     def hang(self, matching: Predicate = anything, *, times: int = 1) -> None:
         """Take the next requests, and never answer; none is forwarded."""
@@ -179,35 +133,35 @@ class FaultyApiServer:
             await asyncio.Event().wait()
             raise AssertionError
 
-        self._add(_Rule(matching, times, fault=fault))
+        self._add(Rule(matching, times, fault=fault))
 
     def drop(self, matching: Predicate = anything, *, times: int = 1) -> None:
         """Cut the connections of the next requests, and forward none of them."""
 
         async def fault(incoming: web.Request, _: ApiRequest) -> web.StreamResponse:
-            return _cut(incoming)
+            return cut(incoming)
 
-        self._add(_Rule(matching, times, fault=fault))
+        self._add(Rule(matching, times, fault=fault))
 
     def lose_reply(self, matching: Predicate = anything, *, times: int = 1) -> None:
         """Let the next requests be done, and cut their connections in the place of a reply."""
 
         async def fault(incoming: web.Request, request: ApiRequest) -> web.StreamResponse:
             await self._exchange(incoming, request)
-            return _cut(incoming)
+            return cut(incoming)
 
-        self._add(_Rule(matching, times, fault=fault))
+        self._add(Rule(matching, times, fault=fault))
 
     def call_before(self, hook: Hook, matching: Predicate = anything, *, nth: int = 1) -> None:
         """Call a function when the nth request from now on has come, before it is forwarded.
 
         It is forwarded then, even if its client is gone; `drop` the same one where it must not be.
         """
-        self._add(_Rule(matching, 1, nth - 1, before=hook))
+        self._add(Rule(matching, 1, nth - 1, before=hook))
 
     def call_after(self, hook: Hook, matching: Predicate = anything, *, nth: int = 1) -> None:
         """Call a function when the nth request from now on is done, before its reply is handed on."""
-        self._add(_Rule(matching, 1, nth - 1, after=hook))
+        self._add(Rule(matching, 1, nth - 1, after=hook))
 
     def forget(self) -> None:
         """Forward everything again; what hangs already hangs on."""
@@ -221,7 +175,7 @@ class FaultyApiServer:
 
     def expire_watches(self, matching: Predicate = anything) -> int:
         """End all open watches with an ERROR event of status 410, and say how many there were."""
-        return self._in_loop(self._end_watches(matching, json.dumps(_EXPIRED).encode() + b"\n"))
+        return self._in_loop(self._end_watches(matching, json.dumps(EXPIRED).encode() + b"\n"))
 
     @contextmanager
     def silence(self) -> Iterator[None]:
@@ -301,7 +255,7 @@ class FaultyApiServer:
         work.add_done_callback(self._work.discard)
         return await asyncio.shield(work)
 
-    async def _whole(self, incoming: web.Request, request: ApiRequest, rules: list[_Rule]) -> web.StreamResponse:
+    async def _whole(self, incoming: web.Request, request: ApiRequest, rules: list[Rule]) -> web.StreamResponse:
         if (failed := await self._before(incoming, request, rules)) is not None:
             return failed
         answer = await self._exchange(incoming, request)
@@ -310,22 +264,20 @@ class FaultyApiServer:
                 await asyncio.to_thread(rule.after, request)
         return answer
 
-    async def _stream(self, incoming: web.Request, request: ApiRequest, rules: list[_Rule]) -> web.StreamResponse:
+    async def _stream(self, incoming: web.Request, request: ApiRequest, rules: list[Rule]) -> web.StreamResponse:
         if (failed := await self._before(incoming, request, rules)) is not None:
             return failed
         async with self._forwarded(incoming, request) as reply:
             if request.verb == "watch" and reply.status == 200:
                 return await self._pass_on_watch(incoming, request, reply)
-            answered = web.StreamResponse(status=reply.status, headers=_end_to_end(reply.headers))
+            answered = web.StreamResponse(status=reply.status, headers=end_to_end(reply.headers))
             await answered.prepare(incoming)
             async for chunk in reply.content.iter_any():
                 await answered.write(chunk)
             await answered.write_eof()
             return answered
 
-    async def _before(
-        self, incoming: web.Request, request: ApiRequest, rules: list[_Rule]
-    ) -> web.StreamResponse | None:
+    async def _before(self, incoming: web.Request, request: ApiRequest, rules: list[Rule]) -> web.StreamResponse | None:
         for rule in rules:
             if rule.before is not None:
                 await asyncio.to_thread(rule.before, request)
@@ -337,7 +289,7 @@ class FaultyApiServer:
     async def _exchange(self, incoming: web.Request, request: ApiRequest) -> web.Response:
         async with self._forwarded(incoming, request) as reply:
             body = await reply.read()
-            return web.Response(status=reply.status, headers=_end_to_end(reply.headers), body=body)
+            return web.Response(status=reply.status, headers=end_to_end(reply.headers), body=body)
 
     def _forwarded(self, incoming: web.Request, request: ApiRequest) -> Any:
         return self._upstream.request(
@@ -345,19 +297,19 @@ class FaultyApiServer:
             URL(f"{self._credentials.url.rstrip('/')}{incoming.raw_path}", encoded=True),
             data=request.body or None,
             # What is read line by line must not come compressed.
-            headers={**_end_to_end(incoming.headers), "Accept-Encoding": "identity"},
+            headers={**end_to_end(incoming.headers), "Accept-Encoding": "identity"},
         )
 
     async def _pass_on_watch(
         self, incoming: web.Request, request: ApiRequest, reply: aiohttp.ClientResponse
     ) -> web.StreamResponse:
-        answered = web.StreamResponse(status=reply.status, headers=_end_to_end(reply.headers))
+        answered = web.StreamResponse(status=reply.status, headers=end_to_end(reply.headers))
         await answered.prepare(incoming)
-        watch = _Watch(request, self._silent)
+        watch = Watch(request, self._silent)
         with self._changed:
             self._watches.add(watch)
             self._changed.notify_all()
-        copying = asyncio.ensure_future(_copy_lines(reply, answered, watch))
+        copying = asyncio.ensure_future(copy_lines(reply, answered, watch))
         ending = asyncio.ensure_future(watch.ended.wait())
         try:
             await asyncio.wait({copying, ending}, return_when=asyncio.FIRST_COMPLETED)
@@ -370,13 +322,13 @@ class FaultyApiServer:
                 self._watches.discard(watch)
                 self._changed.notify_all()
         if watch.ended.is_set() and not watch.last_line:
-            return _cut(incoming)
+            return cut(incoming)
         if watch.last_line:
             await answered.write(watch.last_line)
         await answered.write_eof()
         return answered
 
-    def _add(self, rule: _Rule) -> None:
+    def _add(self, rule: Rule) -> None:
         with self._changed:
             self._rules.append(rule)
 
@@ -388,24 +340,3 @@ class FaultyApiServer:
 
     def _in_loop(self, work: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=30)
-
-
-async def _copy_lines(reply: aiohttp.ClientResponse, answered: web.StreamResponse, watch: _Watch) -> None:
-    """Hand on whole lines, so that what is put between them is a line too."""
-    rest = b""
-    async for chunk in reply.content.iter_any():
-        lines, newline, rest = (rest + chunk).rpartition(b"\n")
-        if newline and not watch.silent:
-            await answered.write(lines + newline)
-    if watch.silent:
-        await asyncio.Event().wait()  # nor does it say that it is over
-
-
-def _end_to_end(headers: Any) -> dict[str, str]:
-    return {name: value for name, value in headers.items() if name.lower() not in _HOP_BY_HOP}
-
-
-def _cut(incoming: web.Request) -> web.StreamResponse:
-    if incoming.transport is not None:
-        incoming.transport.abort()
-    return web.Response()

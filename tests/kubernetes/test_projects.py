@@ -10,8 +10,8 @@ from tests.cluster.cluster import Cluster
 from tests.e2e.plane import wait_until
 from tests.kubernetes.namespace import Namespace, create, remove
 from tests.kubernetes.plane import Plane, operator_kubeconfig, rehearsal, running
+from tests.kubernetes.replicas import KEY
 
-KEY = "rlhf_" + "an-admins-key-for-these-tests-alone"
 OPERATOR = "rlhf-operator"
 
 

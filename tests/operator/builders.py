@@ -38,6 +38,7 @@ def job(phase: Phase = Phase.RUNNING, **fields: Any) -> Job:
     return Job(**given)
 
 
+NOW = datetime(2030, 1, 1, tzinfo=UTC).isoformat()
 ACTIVE_PHASES = (Phase.STARTING, Phase.RUNNING, Phase.FINISHING)
 ALIVE = Observation(exists=True, alive=True)
 NOTHING = Observation(exists=False)
@@ -50,3 +51,8 @@ def exited(code: int | None, reason: str = "Said", **fields: Any) -> Observation
     outcome = {0: "succeeded", 143: "stopped"}.get(code, "failed")
     words = Termination.model_validate({"outcome": outcome, "reason": reason, "message": "words", "exit_code": code})
     return Observation(exists=True, exit_code=code, termination=words, message="words", **fields)
+
+
+def wishes(**metadata: Any) -> dict[str, Any]:
+    """What the small launcher shall do."""
+    return {"metadata": {name: str(value) for name, value in metadata.items()}}

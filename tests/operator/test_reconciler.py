@@ -6,7 +6,6 @@ import json
 import os
 import signal
 from dataclasses import replace
-from datetime import UTC, datetime
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,14 @@ from sqlalchemy import select
 from api.domain.job import Desired, Phase, Reason
 from api.domain.observation import Observation
 from api.operator.local import LocalCluster
-from api.store import models
 from api.store.database import Database, utcnow
 from api.store.reports import AttemptOver
-from api.store.tables import CheckpointRow, MetricRow, ModelRow
+from api.store.tables import CheckpointRow, MetricRow
+from tests.operator.builders import NOW, wishes
 from tests.operator.conftest import STAND_IN, Plane, holders, until
-from worker.contract.manifest import MANIFEST, describe
-from worker.contract.order import Input, Order
-
-NOW = datetime(2030, 1, 1, tzinfo=UTC).isoformat()
-
-
-def wishes(**metadata: Any) -> dict[str, Any]:
-    """What the small launcher shall do."""
-    return {"metadata": {name: str(value) for name, value in metadata.items()}}
+from tests.operator.written import end, saved
+from worker.contract.manifest import MANIFEST
+from worker.contract.order import Order
 
 
 async def test_a_posted_job_runs_and_succeeds(plane: Plane) -> None:
@@ -214,89 +207,6 @@ async def test_half_a_checkpoint_of_a_killed_attempt_is_removed(plane: Plane) ->
     await plane.reaches(job, Phase.STARTING, attempt=2)
     await plane.runs(job, attempt=2)
     assert (half.exists(), folder.exists()) == (False, True)
-
-
-def saved(plane: Plane, job: str, kind: str, name: str, attempt: int = 1) -> dict[str, Any]:
-    """A sealed folder in the attempt's own, and what a report says of it."""
-    path = f"jobs/{job}/a{attempt}/{kind}/{name}"
-    folder = plane.store / path
-    folder.mkdir(parents=True)
-    (folder / "weights").write_text(name)
-    sealed = describe(folder)
-    (folder / MANIFEST).write_bytes(sealed.encode())
-    return {"path": path, "bytes": sealed.total_bytes, "sha256": sealed.sha256}
-
-
-async def test_outputs_become_models_with_their_lineage(plane: Plane) -> None:
-    jobs = []
-    for _ in range(2):
-        job = await plane.post(name="talks", **wishes(seconds=600))
-        await plane.runs(job)
-        step = saved(plane, job, "checkpoints", "step-000000003")
-        await plane.report(job, seq=2, checkpoints=[{"step": 3, "at": NOW, **step}])
-        outputs = [{"kind": kind, **saved(plane, job, "outputs", kind)} for kind in ("model", "adapter")]
-        end(plane, job, outputs)
-        await plane.reaches(job, Phase.SUCCEEDED)
-        jobs.append((job, step))
-    async with plane.database.reading() as session:
-        models = (await session.scalars(select(ModelRow).order_by(ModelRow.version, ModelRow.kind))).all()
-    assert [(m.name, m.version, m.kind) for m in models] == [
-        ("talks", 1, "adapter"), ("talks", 1, "model"), ("talks", 2, "adapter"), ("talks", 2, "model"),
-    ]  # fmt: skip
-    job, step = jobs[0]
-    lineage = models[0].lineage
-    assert (lineage["job"], lineage["attempt"], lineage["step"]) == (job, 1, 3)
-    assert lineage["checkpoint"] == {"attempt": 1, "step": 3, "sha256": step["sha256"]}
-
-
-async def test_the_version_of_a_deleted_model_is_not_given_again(plane: Plane) -> None:
-    for version in (1, 2):
-        job = await plane.post(name="talks", **wishes(seconds=600))
-        await plane.runs(job)
-        end(plane, job, [{"kind": "model", **saved(plane, job, "outputs", "model")}])
-        await plane.reaches(job, Phase.SUCCEEDED)
-        async with plane.database.transaction() as session:
-            model = await models.delete(session, "talks", "default")
-        assert (model.name, model.version) == ("talks", version)
-
-
-async def test_what_lies_in_the_store_is_found_where_the_store_is_now(plane: Plane) -> None:
-    given = {
-        "stage.data.train": Input(reference="files/f", kind="file", location="files/f.jsonl", sha256="0" * 64, rows=1),
-        "stage.model": Input(reference="/m", kind="path", location="/m", sha256="0" * 64),
-    }
-    stage = {"type": "sft", "model": "/m", "data": "files/f", "steps": 1}
-    inputs = {path: one.model_dump() for path, one in given.items()}
-    job = await plane.post(stage=stage, inputs=inputs, **wishes(seconds=600))
-    await plane.runs(job)
-    order = Order.model_validate_json((plane.data / "attempts" / f"{job}-a1" / "spec.json").read_bytes())
-    assert order.inputs["stage.data.train"].location == str(plane.store.resolve() / "files" / "f.jsonl")
-    assert order.inputs["stage.model"] == given["stage.model"]
-
-
-async def test_outputs_that_are_damaged_or_lie_elsewhere_make_no_success(plane: Plane) -> None:
-    for spoil in ("bit", "place"):
-        job = await plane.post(**wishes(seconds=600), retry={"max_attempts": 1})
-        await plane.runs(job)
-        output = {"kind": "model", **saved(plane, job, "outputs", "model")}
-        if spoil == "bit":
-            (plane.store / output["path"] / "weights").write_text("mode1")
-        else:
-            output = {"kind": "model", **saved(plane, "job-other", "outputs", "model")}
-        end(plane, job, [output])
-        row = await plane.reaches(job, Phase.FAILED)
-        assert row.reason == Reason.WORKER_ERROR
-        assert "output" in row.message
-    async with plane.database.reading() as session:
-        assert (await session.scalars(select(ModelRow))).all() == []
-
-
-def end(plane: Plane, job: str, outputs: list[dict[str, Any]], said: dict[str, Any] | None = None) -> None:
-    """Ends the small launcher as one that succeeded with these outputs, or with the words given."""
-    folder = plane.data / "attempts" / f"{job}-a1"
-    words = said or {"outcome": "succeeded", "reason": "Finished", "exit_code": 0, "step": 3, "outputs": outputs}
-    (folder / "exit.json").write_text(json.dumps(words))
-    os.kill(int((folder / "lock").read_text()), signal.SIGKILL)
 
 
 async def test_only_the_newest_checkpoints_are_kept(plane: Plane) -> None:
