@@ -31,7 +31,7 @@ demo: install
 	@$(BIN)/python -m examples.demo --data "$(DATA)" $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest -m "not soak" $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not soak" $(ARGS)
 
 soak: install
 	$(BIN)/python -m pytest -m soak -s $(ARGS)
@@ -40,7 +40,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m quick -q $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m quick -q $$(grep -rl --include='test_*.py' 'mark\.quick' tests) $(ARGS)
 
 bench: install
 	@for name in startup reporting sft_throughput api_load rollout "rollout --zero3" ppo \

@@ -1,11 +1,10 @@
 """The cluster's programs are compiled beside the tests that need none of them; those that do run last."""
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import pytest
@@ -16,67 +15,88 @@ from tests.cluster.machine import ClusterError, prepare
 
 ROOT = Path(__file__).parents[2]
 # Of these some use a program, such as `helm`, and no cluster.
-_FOLDERS = tuple(ROOT / "tests" / name for name in ("behaviour", "chart", "images", "kubernetes"))
+_FOLDERS = tuple(f"tests/{name}/" for name in ("behaviour", "chart", "images", "kubernetes"))
 
 
-def needs_programs(item: pytest.Item) -> bool:
-    """Whether a test needs what the cluster is made of."""
-    given = getattr(item, "fixturenames", ())
-    return "cluster" in given or any(item.path.is_relative_to(folder) for folder in _FOLDERS)
+def needs_programs(test: str) -> bool:
+    """Whether a test, such as `tests/kubernetes/test_path.py::test_…`, needs what the cluster is made of."""
+    return test.startswith(_FOLDERS)
 
 
-class Meanwhile:
+def at_hand() -> bool:
+    """Whether nothing has to be compiled: it is there, or a cluster is given."""
+    return bool(os.environ.get(KUBECONFIG)) or built()
+
+
+class Compiler:
     """Compiles with what the tests leave of the processor: from nothing it takes a quarter of an hour."""
 
     def __init__(self) -> None:
-        self._builder: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._log = cache() / "build.log"
+
+    def begin(self, tests: Iterable[str]) -> None:
+        """Begins, where something is left to compile that one of them needs."""
+        if not at_hand() and any(map(needs_programs, tests)):
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            command = ["nice", "-n", "5", sys.executable, "-m", "tests.cluster", "build"]
+            with self._log.open("wb") as log:
+                self._process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+
+    def end(self) -> None:
+        """Nobody waits any more."""
+        if self._process is not None:
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGTERM)
+            self._process.wait()
+
+
+class Meanwhile:
+    """The compiler in a session of tests."""
+
+    def __init__(self, compiler: Compiler, *, starts: bool) -> None:
+        self.compiler, self._starts = compiler, starts
+        self._waited = False
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Puts those that need it last, in the order in which they were."""
-        items.sort(key=needs_programs)
+        items.sort(key=lambda item: needs_programs(item.nodeid))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Begins, where something is left to compile that somebody needs."""
-        if session.config.option.collectonly or os.environ.get(KUBECONFIG) or built():
-            return
-        if any(map(needs_programs, session.items)):
-            self._log.parent.mkdir(parents=True, exist_ok=True)
-            command = ["nice", "-n", "19", sys.executable, "-m", "tests.cluster", "build"]
-            with self._log.open("wb") as log:
-                self._builder = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
-            # Linux shares the processor between sessions first, and looks at `nice` within each alone (sched(7)).
-            with contextlib.suppress(OSError):
-                Path(f"/proc/{self._builder.pid}/autogroup").write_text("19")
+        """Begins."""
+        if self._starts and not session.config.option.collectonly:
+            self.compiler.begin(item.nodeid for item in session.items)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """Waits for the end of it before the first test that needs it, and before that one's time is counted."""
-        if self._builder is not None and needs_programs(item):
-            failed = self._builder.wait() != 0
-            self._builder = None
-            if failed:
-                self._again(item.config)
+        if needs_programs(item.nodeid) and not self._waited:
+            self._waited = True
+            if not at_hand():
+                self._wait(item.config)
         return (yield)
 
     def pytest_unconfigure(self) -> None:
-        """Nobody waits any more."""
-        if self._builder is not None:
-            os.killpg(self._builder.pid, signal.SIGTERM)
-            self._builder.wait()
+        """The session is over."""
+        self.compiler.end()
 
-    def _again(self, config: pytest.Config) -> None:
-        """Where it can be seen. If it fails again, the tests that need it do, with the same sentence."""
+    def _wait(self, config: pytest.Config) -> None:
+        """For whoever compiles; what failed is tried again where it can be seen.
+
+        If it fails once more, the tests that need it do, with the same sentence.
+        """
         reporter = config.pluginmanager.getplugin("terminalreporter")
-        reporter.write_line(self._log.read_text(errors="replace")[-2000:])
+        say = reporter.write_line if reporter else lambda _: None
         try:
-            prepare(reporter.write_line)
-            build(reporter.write_line)
+            prepare(say)
+            build(say)
         except ClusterError as error:
-            reporter.write_line(f"✗ {error}")
+            say(f"✗ {error}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Made for each session."""
-    config.pluginmanager.register(Meanwhile(), "meanwhile")
+    """Made for each session. Where several processes share the tests, the one that hands them out compiles."""
+    compiler = Compiler()
+    shared = hasattr(config, "workerinput") or bool(getattr(config.option, "tx", None))
+    config.pluginmanager.register(Meanwhile(compiler, starts=not shared), "meanwhile")
