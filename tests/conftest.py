@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.postgres import Server
+from tests.postgres import server as own_server
+
 # Here, not in a conftest of their own: all tests of a session share one cluster and its images, whichever folder they
 # are in.
 pytest_plugins = ["tests.parallel", "tests.cluster.meanwhile", "tests.kubernetes.fixtures", "tests.images.fixtures"]
@@ -40,6 +43,13 @@ def postgres() -> Iterator[Callable[[], str]]:
     yield made
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A PostgreSQL that no other module shares, and may be killed."""
+    with own_server() as made:
+        yield made
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -30,9 +30,9 @@ class Replicas:
     operators: list[Process]
     url: str
 
-    def client(self) -> Client:
-        """One more client, with connections of its own."""
-        return Client(self.url, key=KEY)
+    def client(self, *, patience: float = 5.0) -> Client:
+        """One more client, with connections of its own; how long it tries is in seconds."""
+        return Client(self.url, key=KEY, patience=patience)
 
     def lives(self) -> None:
         """Returns once all APIs answer."""

