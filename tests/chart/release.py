@@ -54,9 +54,11 @@ class Release:
     def client(self) -> Client:
         """A client with the key that the release's Secret holds, by the Service."""
         secret = json.loads(self.kubectl("get", "secret", f"{NAME}-admin-key", "-o", "json"))
-        key = base64.b64decode(secret["data"]["key"]).decode()
-        address = self.kubectl("get", "service", NAME, "-o", "jsonpath={.spec.clusterIP}")
-        return Client(f"http://{address}", key=key, patience=60)
+        return Client(self.url(), key=base64.b64decode(secret["data"]["key"]).decode(), patience=60)
+
+    def url(self) -> str:
+        """Of the Service."""
+        return f"http://{self.kubectl('get', 'service', NAME, '-o', 'jsonpath={.spec.clusterIP}')}"
 
     def kubectl(self, *arguments: str) -> str:
         """kubectl, in the release's namespace."""

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from client import Client
@@ -135,6 +136,9 @@ def test_a_release_is_installed_tested_upgraded_rolled_back_removed_and_installe
     runs(client, job)
     pods = pods_of(made, job)
     assert len(pods) == 2
+    figures = httpx.get(f"{made.url()}/metrics", timeout=30).text
+    assert "rlhf_operator_leads 1.0" in figures
+    assert "rlhf_operator_troubled 0.0" in figures
 
     made.upgrade()
     seen = passes(made, client, job)

@@ -114,7 +114,7 @@ def test_from_a_clean_cluster_to_a_trained_model_and_to_none_of_it_by_helm(
     )
     said = ground.run(script)
     assert re.search(r"job-\w+: succeeded", said), said
-    assert said.rstrip().splitlines()[-1].startswith("tiny: succeeded"), said
+    assert said.rstrip().splitlines()[-1].startswith("✓ tiny succeeded"), said
     with reachable(ground.cluster, postgres()) as url:
         ours = {"postgresql://rlhf:…@db.example:5432/rlhf": url}
         ground.run(replaced(block(PAGE, "The database"), ours))
@@ -141,7 +141,7 @@ def test_from_a_clean_cluster_to_a_trained_model_and_to_none_of_it_by_kubectl(gr
         {"-k manifests/overlays/sqlite": f"-k {manifests}/overlays/sqlite\n{ground.machine()}"},
     )
     said = ground.run(script + ground.forwarded(TO_A_MODEL))
-    assert said.rstrip().splitlines()[-1].startswith("tiny: succeeded"), said
+    assert said.rstrip().splitlines()[-1].startswith("✓ tiny succeeded"), said
     away = (ROOT / PAGE).read_text().partition("By `kubectl`, ")[2]
     found = re.search(r"^```bash\n(.*?)^```", away, re.MULTILINE | re.DOTALL)
     assert found
