@@ -53,12 +53,11 @@ class Release:
 
     def client(self) -> Client:
         """A client with the key that the release's Secret holds, by the Service."""
-        secret = json.loads(self.kubectl("get", "secret", f"{NAME}-admin-key", "-o", "json"))
-        return Client(self.url(), key=base64.b64decode(secret["data"]["key"]).decode(), patience=60)
+        return admin(self.cluster, self.namespace)
 
     def url(self) -> str:
         """Of the Service."""
-        return f"http://{self.kubectl('get', 'service', NAME, '-o', 'jsonpath={.spec.clusterIP}')}"
+        return url(self.cluster, self.namespace)
 
     def kubectl(self, *arguments: str) -> str:
         """kubectl, in the release's namespace."""
@@ -103,6 +102,18 @@ def release(
             f"{jobs.name}-rlhf-store",
         ):
             cluster.http.delete(f"/api/v1/persistentvolumes/{name}")
+
+
+def admin(cluster: AnyCluster, namespace: str) -> Client:
+    """A client with the admin's key of an installation."""
+    secret = json.loads(cluster.kubectl("-n", namespace, "get", "secret", f"{NAME}-admin-key", "-o", "json"))
+    return Client(url(cluster, namespace), key=base64.b64decode(secret["data"]["key"]).decode(), patience=60)
+
+
+def url(cluster: AnyCluster, namespace: str) -> str:
+    """Where an installation's API is reached from this machine."""
+    address = cluster.kubectl("-n", namespace, "get", "service", NAME, "-o", "jsonpath={.spec.clusterIP}")
+    return f"http://{address}"
 
 
 def worker(jobs: Namespace) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from client.records import Job
 from tests.chart.listing import everything
 from tests.chart.live import Picture, Talk, picture
 from tests.chart.release import NAME, PREVIOUS, Release, release
+from tests.chart.words import block, replaced, run
 from tests.e2e.plane import wait_until
 from tests.images import postgres
 from tests.images.builder import Built
@@ -117,6 +118,14 @@ def talks_that_must_be(seen: Picture) -> set[Talk]:
     }
 
 
+def backed_up(made: Release, folder: Path) -> bytes:
+    """The chart's PostgreSQL as the guide has it backed up."""
+    command = block("docs/backup.md", "**In pods: the PostgreSQL of the chart**")
+    ours = {"-n rlhf-system": f"-n {made.namespace}", "> rlhf.dump": f"> {folder}/rlhf.dump"}
+    run(made.cluster, replaced(command, ours))
+    return (folder / "rlhf.dump").read_bytes()
+
+
 def kept(notes: str) -> set[str]:
     """What the notes say that an end of the release leaves, as `everything` has it."""
     found = set()
@@ -126,7 +135,7 @@ def kept(notes: str) -> set[str]:
 
 
 def test_a_release_is_installed_tested_upgraded_rolled_back_removed_and_installed_anew_around_a_job_that_runs(
-    made: Release,
+    made: Release, tmp_path: Path
 ) -> None:
     namespaces = (made.namespace, made.jobs.name)
     before = everything(made.cluster, *namespaces)
@@ -143,6 +152,7 @@ def test_a_release_is_installed_tested_upgraded_rolled_back_removed_and_installe
     made.upgrade()
     seen = passes(made, client, job)
     assert {talk for talk in seen.talks() if OURS & {*talk[:2]}} == talks_that_must_be(seen)
+    assert backed_up(made, tmp_path).startswith(b"PGDMP")
     made.helm("rollback", NAME, "1", "--wait", "--timeout", "4m")
     # The key is the one that was drawn first.
     client = made.client()

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from tests.chart.words import block, replaced, run
 from tests.e2e.plane import free_port, wait_until
 from tests.kubernetes.fixtures import AnyCluster
 from tests.kubernetes.namespace import hurry, is_gone, machine, remove, share
+from tests.kubernetes.plane import rehearsal
 
 PAGE = "docs/deploy.md"
 SYSTEM, JOBS = "rlhf-system", "rlhf"
@@ -142,10 +144,25 @@ def test_from_a_clean_cluster_to_a_trained_model_and_to_none_of_it_by_kubectl(gr
     )
     said = ground.run(script + ground.forwarded(TO_A_MODEL))
     assert said.rstrip().splitlines()[-1].startswith("✓ tiny succeeded"), said
-    away = (ROOT / PAGE).read_text().partition("By `kubectl`, ")[2]
-    found = re.search(r"^```bash\n(.*?)^```", away, re.MULTILINE | re.DOTALL)
-    assert found
-    ground.run(replaced(found[1], {"-k manifests/": f"-k {manifests}/"}))
+    client = release.admin(ground.cluster, SYSTEM)
+    job = client.jobs.create(rehearsal(6000)).id
+    wait_until(lambda: client.jobs.get(job).phase == "running", what="a job that runs")
+    change(
+        manifests / "overlays/sqlite/kustomization.yaml",
+        {"\npatches:": "\ncommonAnnotations: {release: two}\npatches:"},
+    )
+    ground.run(
+        f"kubectl apply -k {manifests}/overlays/sqlite && kubectl -n {SYSTEM} rollout status deployment/rlhf-api"
+    )
+    after = client.jobs.get(job)
+    assert (after.phase, after.attempt) == ("running", 1)
+    copied = block("docs/backup.md", "**In pods: SQLite**")
+    ground.run(replaced(copied, {"> rlhf.db.copy": f"> {ground.folder}/rlhf.db.copy"}))
+    with sqlite3.connect(ground.folder / "rlhf.db.copy") as database:
+        phases = database.execute("SELECT phase FROM jobs ORDER BY created_at").fetchall()
+    assert phases == [("succeeded",), ("running",)]
+    away = block(PAGE, "By `kubectl`, ")
+    ground.run(replaced(away, {"-k manifests/": f"-k {manifests}/"}))
     assert is_gone(ground.cluster, SYSTEM)
     assert is_gone(ground.cluster, JOBS)
 

@@ -13,8 +13,9 @@ from tests.kubernetes.fixtures import AnyCluster
 
 
 def block(page: str, heading: str) -> str:
-    """The commands under a heading."""
-    section = (ROOT / page).read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    """The commands that come first after a heading, or after words at the beginning of a paragraph."""
+    whole = (ROOT / page).read_text()
+    section = whole.partition(f"\n## {heading}\n")[2].partition("\n## ")[0] or whole.partition(f"\n{heading}")[2]
     found = re.search(r"^```bash\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     assert found, f"{page}: {heading}"
     return found[1]
@@ -32,7 +33,7 @@ def run(cluster: AnyCluster, script: str, seconds: float = 400, **environment: s
     """What a script prints, which a shell runs from the root of the repository; nothing of it runs on."""
     programs = [Path(sys.executable).parent, program("kubectl").parent, program("helm").parent]
     done = subprocess.Popen(
-        ["bash", "-euo", "pipefail", "-c", f"trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n{script}"],
+        ["bash", "-euo", "pipefail", "-c", f"trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n{script}"],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         env={
             **os.environ, "PATH": ":".join([*map(str, programs), os.environ["PATH"]]),

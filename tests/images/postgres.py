@@ -1,7 +1,7 @@
 """A PostgreSQL as the chart brings one along, in an image of its own: the tests' programs, and the official one's ways.
 
 What of the official image the chart relies on: it makes a cluster in PGDATA the first time, with the user, the password
-and the database of its variables, and asks for that password from then on.
+and the database of its variables, and asks whoever comes from another machine for that password.
 """
 
 import hashlib
@@ -19,11 +19,12 @@ from tests.cluster.machine import BUSYBOX
 from tests.images.builder import Built
 
 USER = 999
+_PROGRAMS = ("initdb", "pg_dump", "pg_isready", "postgres", "psql")
 _START = """#!/bin/sh
 set -eu
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
     echo "$POSTGRES_PASSWORD" > /tmp/password
-    initdb --no-sync --username="$POSTGRES_USER" --pwfile=/tmp/password --auth=scram-sha-256 --no-locale --encoding=UTF8
+    initdb --no-sync --username="$POSTGRES_USER" --pwfile=/tmp/password --auth=trust --no-locale --encoding=UTF8
     echo "host all all all scram-sha-256" >> "$PGDATA/pg_hba.conf"
     echo "CREATE DATABASE $POSTGRES_DB" | postgres --single postgres
 fi
@@ -52,7 +53,7 @@ def build(folder: Path) -> Built:
         installed = programs()
         # Beside each other as here: programs find their libraries and their share by that.
         packages = installed.parents[1]
-        for part in ("bin/initdb", "bin/pg_isready", "bin/postgres", "bin/psql", "lib/postgresql", "share"):
+        for part in (*(f"bin/{name}" for name in _PROGRAMS), "lib/postgresql", "share"):
             tar.add(installed / part, f"opt/{installed.relative_to(packages)}/{part}", filter=_anybodys)
         for library in sorted(_libraries(installed)):
             ours = library.is_relative_to(packages)
@@ -81,7 +82,7 @@ def build(folder: Path) -> Built:
 
 def _libraries(installed: Path) -> set[Path]:
     """What the loader opens for these programs."""
-    needing = [installed / "bin" / name for name in ("initdb", "pg_isready", "postgres", "psql")]
+    needing = [installed / "bin" / name for name in _PROGRAMS]
     needing += (installed / "lib" / "postgresql").glob("*.so")
     told = subprocess.run(["ldd", *map(str, needing)], capture_output=True, text=True, check=True).stdout
     return {Path(os.path.normpath(path)) for path in re.findall(r"(/\S+) \(0x", told)}
