@@ -3,8 +3,6 @@
 import re
 from pathlib import PurePosixPath
 
-import pytest
-
 from api.main import VERSION
 from api.operator.site import WORKER_USER
 from tests.images.builder import CANARY, Builder, Built
