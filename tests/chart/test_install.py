@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -152,6 +153,7 @@ def test_a_release_is_installed_tested_upgraded_rolled_back_removed_and_installe
     made.upgrade()
     seen = passes(made, client, job)
     assert {talk for talk in seen.talks() if OURS & {*talk[:2]}} == talks_that_must_be(seen)
+    assert len(replace(seen, policies=[]).talks()) > 2 * len(seen.talks())
     assert backed_up(made, tmp_path).startswith(b"PGDMP")
     made.helm("rollback", NAME, "1", "--wait", "--timeout", "4m")
     # The key is the one that was drawn first.
