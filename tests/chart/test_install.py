@@ -86,6 +86,12 @@ def pods_of(made: Release, job: str) -> set[tuple[str, str]]:
     return {(pod["metadata"]["name"], pod["metadata"]["uid"]) for pod in found}
 
 
+def own_pods(made: Release) -> set[str]:
+    """The names of the pods of the API and of the operator."""
+    mine = "app.kubernetes.io/component in (api, operator)"
+    return {*made.kubectl("get", "pods", "-l", mine, "-o", "name").split()}
+
+
 def passes(made: Release, client: Client, job: str) -> Picture:
     """`helm test`, which succeeds; and what there was to be seen while it ran."""
     helm = subprocess.Popen(
@@ -150,12 +156,18 @@ def test_a_release_is_installed_tested_upgraded_rolled_back_removed_and_installe
     assert "rlhf_operator_leads 1.0" in figures
     assert "rlhf_operator_troubled 0.0" in figures
 
+    before_it = own_pods(made)
+    # The pods of the two charts may be the same, to the letter: these are replaced, whatever the chart says.
+    made.values["podAnnotations"] = {"release": "two"}
     made.upgrade()
+    wait_until(lambda: before_it.isdisjoint(own_pods(made)), what="the end of the pods of before")
     seen = passes(made, client, job)
     assert {talk for talk in seen.talks() if OURS & {*talk[:2]}} == talks_that_must_be(seen)
     assert len(replace(seen, policies=[]).talks()) > 2 * len(seen.talks())
     assert backed_up(made, tmp_path).startswith(b"PGDMP")
+    before_it = own_pods(made)
     made.helm("rollback", NAME, "1", "--wait", "--timeout", "4m")
+    wait_until(lambda: before_it.isdisjoint(own_pods(made)), what="the end of the pods of the later release")
     # The key is the one that was drawn first.
     client = made.client()
     assert (runs(client, job).attempt, pods_of(made, job)) == (1, pods)
