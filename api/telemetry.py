@@ -16,6 +16,10 @@ class Telemetry:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.jobs = Gauge("rlhf_jobs", "Jobs by phase", ["phase"], registry=self.registry)
+        self.leads = Gauge("rlhf_operator_leads", "1: an operator acts", registry=self.registry)
+        self.troubled = Gauge(
+            "rlhf_operator_troubled", "1: it does not hear what happens on the cluster", registry=self.registry
+        )
         self.requests = Counter(
             "rlhf_requests", "Requests by route and status", ["method", "route", "status"], registry=self.registry
         )

@@ -9,6 +9,7 @@ from api import telemetry
 from api.control import Control
 from api.errors import Refusal, documented
 from api.store import jobs
+from api.store.operations_leader import led
 
 router = APIRouter(tags=["health"])
 _PATIENCE = 2.0
@@ -48,5 +49,8 @@ async def metrics(control: Control) -> Response:
     async with control.database.reading() as session:
         for phase, count in (await jobs.by_phase(session)).items():
             control.telemetry.jobs.labels(phase).set(count)
+        operators = await (await session.connection()).run_sync(led)
+    control.telemetry.leads.set(operators.now)
+    control.telemetry.troubled.set(operators.trouble is not None)
     control.telemetry.streams.set(control.streams.open)
     return Response(control.telemetry.exposed(), media_type=telemetry.CONTENT_TYPE)

@@ -188,5 +188,7 @@ async def test_figures_for_prometheus_name_routes_and_not_ids(plane: Plane) -> N
     await plane.get(job["id"])
     text = (await plane.http.get("/metrics")).text
     assert 'rlhf_jobs{phase="queued"} 1.0' in text
+    # No operator runs here.
+    assert "rlhf_operator_leads 0.0" in text
     assert 'route="/v1/jobs/{job}",status="200"' in text
     assert job["id"] not in text

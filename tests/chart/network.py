@@ -1,5 +1,6 @@
-"""Kubernetes' rules of who may talk to whom, by the policies that were rendered."""
+"""Kubernetes' rules of who may talk to whom, by policies as they were rendered, or as they are on a cluster."""
 
+import ipaddress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,10 +9,15 @@ Policy = dict[str, Any]
 
 @dataclass(frozen=True)
 class Place:
-    """A pod, by its namespace and its labels; without a namespace it is no pod: somewhere outside."""
+    """A pod, by its namespace and its labels; without a namespace it is no pod: somewhere outside.
+
+    What is not known of a namespace's labels is the one that Kubernetes gives it; without an address, it is any.
+    """
 
     namespace: str = ""
     labels: dict[str, str] = field(default_factory=dict)
+    namespace_labels: dict[str, str] = field(default_factory=dict)
+    address: str = ""
 
 
 def allowed(policies: list[Policy], source: Place, target: Place, port: int, protocol: str = "TCP") -> bool:
@@ -40,6 +46,8 @@ def _lets(
 
 def _at(rule: Policy, port: int, protocol: str) -> bool:
     ports = rule.get("ports")
+    if any(not isinstance(each.get("port"), int) or "endPort" in each for each in ports or ()):
+        raise NotImplementedError(ports)
     return not ports or any(each["port"] == port and each.get("protocol", "TCP") == protocol for each in ports)
 
 
@@ -49,16 +57,24 @@ def _to(peers: list[Policy] | None, there: Place, namespace: str) -> bool:
 
 def _is(peer: Policy, there: Place, namespace: str) -> bool:
     if "ipBlock" in peer:
-        return peer["ipBlock"]["cidr"] == "0.0.0.0/0"
+        return _in_block(peer["ipBlock"], there)
     if not there.namespace:
         return False
     where = peer.get("namespaceSelector")
     inside = (
         there.namespace == namespace
         if where is None
-        else _selected(where, {"kubernetes.io/metadata.name": there.namespace})
+        else _selected(where, {"kubernetes.io/metadata.name": there.namespace, **there.namespace_labels})
     )
     return inside and _selected(peer.get("podSelector", {}), there.labels)
+
+
+def _in_block(block: Policy, there: Place) -> bool:
+    if not there.address:
+        return block["cidr"] == "0.0.0.0/0"
+    address = ipaddress.ip_address(there.address)
+    within, *without = (ipaddress.ip_network(each) for each in [block["cidr"], *block.get("except", [])])
+    return address in within and not any(address in each for each in without)
 
 
 def _selected(selector: Policy, labels: dict[str, str]) -> bool:

@@ -55,7 +55,12 @@ def installed(objects: list[Manifest]) -> list[Manifest]:
 
 def overlay(name: str) -> list[Manifest]:
     """A kustomize overlay's objects."""
-    folder = ROOT / "manifests" / "overlays" / name
+    return kustomized(f"overlays/{name}")
+
+
+def kustomized(name: str) -> list[Manifest]:
+    """What a folder of the manifests makes."""
+    folder = ROOT / "manifests" / name
     done = subprocess.run(
         [program("kubectl"), "kustomize", str(folder)], capture_output=True, text=True, check=True, timeout=120
     )

@@ -1,14 +1,10 @@
 """The pods that are rendered: what they may do, what they are told, and when they are ready."""
 
-import json
-import re
 from typing import Any
 
 import pytest
-from prometheus_client.metrics import MetricWrapperBase
 
 from api.settings import Settings
-from api.telemetry import Telemetry
 from tests.chart.rendering import CHART, Manifest, chart, containers, identity, overlay, pod_of
 
 RENDERED = {
@@ -165,24 +161,6 @@ def test_replicas_spread_and_survive_a_drain() -> None:
         assert all(each["labelSelector"]["matchLabels"] == labels for each in spread)
         budgets = [made["spec"] for made in objects if made["kind"] == "PodDisruptionBudget"]
         assert {"maxUnavailable": 1, "selector": {"matchLabels": labels}} in budgets
-
-
-def test_the_dashboard_asks_for_figures_that_there_are() -> None:
-    told = {
-        name
-        for figure in vars(Telemetry()).values()
-        if isinstance(figure, MetricWrapperBase)
-        for family in figure.describe()
-        for name in (family.name, f"{family.name}_total", f"{family.name}_bucket")
-    }
-    document = json.loads((CHART / "files" / "dashboard.json").read_text())
-    asked = [target["expr"] for panel in document["panels"] for target in panel["targets"]]
-    asked += [variable["query"]["query"] for variable in document["templating"]["list"] if variable["type"] == "query"]
-    names = {name for query in asked for name in re.findall(r"\brlhf_\w+", query)}
-    assert len(names) >= 5
-    assert names <= told
-    # Each figure has a panel; counters are asked for by the name that they are exposed under.
-    assert {"rlhf_jobs", "rlhf_reports_total", "rlhf_requests_total", "rlhf_request_seconds_bucket"} <= names
 
 
 def test_what_is_optional_is_there_when_it_is_asked_for() -> None:

@@ -3,15 +3,11 @@
 import re
 from pathlib import PurePosixPath
 
-import pytest
-
 from api.main import VERSION
 from api.operator.site import WORKER_USER
 from tests.images.builder import CANARY, Builder, Built
 from tests.images.contents import contents
 
-# The first build takes minutes.
-pytestmark = pytest.mark.soak
 # A program by any of these names turns source code into something that runs.
 COMPILERS = re.compile(
     r"(.*-)?(cc|c\+\+|gcc|g\+\+|cpp|clang|clang\+\+|tcc|ld|as|make|ninja|nvcc|rustc|cargo|go)(-?[\d.]+)?"

@@ -11,8 +11,6 @@ from tests.images.pods import Pod, pod
 from tests.kubernetes.fixtures import AnyCluster
 from tests.kubernetes.namespace import USER, Namespace
 
-# The first build of the image takes minutes.
-pytestmark = pytest.mark.soak
 ANYBODY = 1_000_770_000
 """A user that a cluster chooses, with the group 0, as OpenShift does."""
 USERS = {"its-own": {}, "any": {"runAsUser": ANYBODY, "runAsGroup": 0}}

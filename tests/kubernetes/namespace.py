@@ -80,7 +80,7 @@ def create(cluster: Cluster | GivenCluster, store: Path) -> Namespace:
     """Make a namespace with its volumes, and return when pods can be made in it."""
     name = f"t-{secrets.token_hex(4)}"
     share(store)
-    folders = {f"machine-{index}": folder for index, folder in enumerate(machine_folders())}
+    volumes, additions = machine(name)
     objects: list[dict[str, Any]] = [
         {
             "apiVersion": "v1",
@@ -91,18 +91,27 @@ def create(cluster: Cluster | GivenCluster, store: Path) -> Namespace:
             },
         },
         *_volume(name, "store", store, "ReadWriteMany"),
+        *volumes,
     ]
-    for claim, folder in folders.items():
-        objects += _volume(name, claim, folder.resolve(), "ReadOnlyMany")
     cluster.kubectl("create", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
     try:
         _wait_for_what_pods_need(cluster, name)
     except BaseException:
         remove(cluster, name)
         raise
+    own = {"image": cluster.image, "imagePullPolicy": "IfNotPresent", "runAsUser": USER, "runAsGroup": USER}
+    return Namespace(name, store, "store", own | additions)
+
+
+def machine(namespace: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Volumes with this machine's programs , and what a worker's pod says to run its Python from them."""
+    folders = {f"machine-{index}": folder for index, folder in enumerate(machine_folders())}
+    objects = [
+        made
+        for claim, folder in folders.items()
+        for made in _volume(namespace, claim, folder.resolve(), "ReadOnlyMany")
+    ]
     additions = {
-        "image": cluster.image,
-        "imagePullPolicy": "IfNotPresent",
         "command": [str(REPOSITORY / ".venv/bin/python"), "-m", "worker"],
         "env": [{"name": key, "value": value} for key, value in environment().items()],
         "volumes": [
@@ -111,10 +120,8 @@ def create(cluster: Cluster | GivenCluster, store: Path) -> Namespace:
         "volumeMounts": [
             {"name": claim, "mountPath": str(folder), "readOnly": True} for claim, folder in folders.items()
         ],
-        "runAsUser": USER,
-        "runAsGroup": USER,
     }
-    return Namespace(name, store, "store", additions)
+    return objects, additions
 
 
 def remove(cluster: Cluster | GivenCluster, name: str) -> None:
