@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, RowMapping, and_, func, or_, select
+from sqlalchemy import ColumnElement, RowMapping, and_, or_, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -12,11 +12,14 @@ from api.store.tables import CheckpointRow, MetricRow
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which points of a job: of these names (empty: all), of one attempt, with the superseded ones or without."""
+    """Which points of a job: of these names (empty: all), of one attempt, with the superseded ones or without, from
+    one step to another, both included."""
 
     names: Sequence[str] = ()
     attempt: int | None = None
     superseded: bool = False
+    from_step: int | None = None
+    to_step: int | None = None
 
 
 def page(connection: Connection, job: str, choice: Choice, *, after: int, limit: int) -> Sequence[RowMapping]:
@@ -25,22 +28,6 @@ def page(connection: Connection, job: str, choice: Choice, *, after: int, limit:
     table = MetricRow.__table__
     query = select(table).where(*_chosen(job, choice), table.c.id > after).order_by(table.c.id).limit(limit)
     return connection.execute(query).mappings().all()
-
-
-async def thinned(session: AsyncSession, job: str, choice: Choice, *, points: int) -> Sequence[MetricRow]:
-    """At most `points` points a name, evenly spaced by rank of step, the first and the last among them."""
-    chosen = select(MetricRow).where(*_chosen(job, choice)).subquery()
-    numbered = select(
-        chosen.c.id,
-        (func.row_number().over(partition_by=chosen.c.name, order_by=(chosen.c.step, chosen.c.id)) - 1).label("rank"),
-        (func.count().over(partition_by=chosen.c.name) - 1).label("last"),
-    ).subquery()
-    # A point is kept where its bucket is another than that of the point before.
-    bucket = numbered.c.rank * (points - 1) // func.nullif(numbered.c.last, 0)
-    previous = (numbered.c.rank - 1) * (points - 1) // func.nullif(numbered.c.last, 0)
-    kept = select(numbered.c.id).where(or_(numbered.c.last < points, numbered.c.rank == 0, bucket != previous))
-    query = select(MetricRow).where(MetricRow.id.in_(kept))
-    return (await session.scalars(query.order_by(MetricRow.name, MetricRow.step, MetricRow.id))).all()
 
 
 async def after(session: AsyncSession, cursors: dict[str, int], limit: int) -> Sequence[MetricRow]:
@@ -65,5 +52,9 @@ def _chosen(job: str, choice: Choice) -> Iterator[ColumnElement[bool]]:
         yield MetricRow.name.in_(choice.names)
     if choice.attempt is not None:
         yield MetricRow.attempt == choice.attempt
+    if choice.from_step is not None:
+        yield MetricRow.step >= choice.from_step
+    if choice.to_step is not None:
+        yield MetricRow.step <= choice.to_step
     if not choice.superseded:
         yield MetricRow.superseded.is_(False)

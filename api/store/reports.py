@@ -12,14 +12,16 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.domain.job import Desired, Phase
-from api.store import samples
+from api.store import curves, samples
 from api.store.database import utcnow
 from api.store.tables import AttemptRow, Base, CheckpointRow, EventRow, JobRow, MetricRow, SampleRow
 from worker.contract.protocol import Answer, Finish, Metric, Report, Sample, Termination
 
 # Statements that are made once: to put one together takes longer than to do it, and reports come by the hundred a
 # second. Columns, not mapped objects, for the same reason.
-_ATTEMPTS, _JOBS = AttemptRow.__table__, JobRow.__table__
+_ATTEMPTS: Any = AttemptRow.__table__
+_JOBS: Any = JobRow.__table__
+_EVENTS: Any = EventRow.__table__
 # Both rows are locked, so that whoever waited for the lock sees both as they are now.
 _LOCK = (
     select(
@@ -36,6 +38,7 @@ _LOCK = (
                 "mark",
                 "resumed_from",
                 "termination",
+                "summed",
             )
         ),
     )
@@ -46,7 +49,7 @@ _LOCK = (
 _CHANGE_ATTEMPT = update(_ATTEMPTS).where(
     _ATTEMPTS.c.job_id == bindparam("its_job"), _ATTEMPTS.c.number == bindparam("its_number")
 )
-_ADD_EVENTS = insert(EventRow.__table__)
+_ADD_EVENTS = insert(_EVENTS)
 _CHANGE_JOB = update(_JOBS).where(_JOBS.c.id == bindparam("its_id"))
 _EXIT_CODES = {"succeeded": 0, "failed": 1, "stopped": 143}
 
@@ -107,6 +110,9 @@ def take_in(connection: Connection, job_id: str, attempt: int, report: Report, l
         _supersede(connection, job_id, attempt, report.resumed_from)
     if report.metrics:
         _add_by_step(connection, MetricRow, row, attempt, report.metrics)
+        steps = {metric.step for metric in report.metrics}
+        if row.summed is not None and not row.summed <= min(steps) <= max(steps) < row.summed + curves.SPAN:
+            changes["summed"] = curves.sum_up(connection, job_id, attempt, row.summed, steps)
     if report.samples:
         _add_by_step(connection, SampleRow, row, attempt, report.samples)
         samples.make_room(connection, job_id)
@@ -157,7 +163,7 @@ def insert_new(connection: Connection, table: type[Base], values: list[dict[str,
 
 @cache
 def _insert_new(table: type[Base], dialect: str) -> Any:
-    build = sqlite_insert if dialect == "sqlite" else postgresql_insert
+    build: Any = sqlite_insert if dialect == "sqlite" else postgresql_insert
     return build(table.__table__).on_conflict_do_nothing()
 
 
@@ -195,14 +201,9 @@ def _supersede(connection: Connection, job_id: str, attempt: int, step: int) -> 
     for table in (MetricRow, SampleRow):
         connection.execute(
             update(table)
-            .where(table.job_id == job_id, table.attempt < attempt, table.step >= _made_again_from(step))
+            .where(table.job_id == job_id, table.attempt < attempt, table.step >= curves.made_again_from(step))
             .values(superseded=True)
         )
-
-
-def _made_again_from(resumed_from: int) -> int:
-    """The first step that an attempt tells of again. One that begins anew evaluates before its first step, too."""
-    return resumed_from + 1 if resumed_from else 0
 
 
 def _add_by_step(
@@ -217,7 +218,7 @@ def _add_by_step(
         {
             "job_id": job.id,
             "attempt": attempt,
-            "superseded": resumed_from is not None and one.step >= _made_again_from(resumed_from),
+            "superseded": resumed_from is not None and one.step >= curves.made_again_from(resumed_from),
             **one.model_dump(),
         }
         for one in news

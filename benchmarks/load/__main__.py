@@ -1,8 +1,8 @@
 """The load that one API replica is to bear: `python -m benchmarks.load`.
 
 One API process with keys, on a PostgreSQL of its own, both started by itself in fresh folders, on this machine with the
-client that makes the load. Prints what was asked and what was measured, with the sizes that it ran at; ends with 1 where
-something was missed. What each took of the CPU is told: where machines are slower, or busy, times are longer.
+client that makes the load. Prints what was asked and what was measured, with the sizes that it ran at; ends with 1
+where something was missed. What each took of the CPU is told: where machines are slower, or busy, times are longer.
 
     python -m benchmarks.load --part reports --seconds 300
     python -m benchmarks.load --small

@@ -115,7 +115,7 @@ async def all_on_one(world: World, worker: Worker, count: int, times: int, table
 async def _told(wanted: list[tuple[Watcher, str, float]]) -> list[float]:
     """How long each took since it was sent; infinite for what nobody was told of."""
     deadline = time.perf_counter() + _PATIENCE
-    while any(text not in watcher.seen for watcher, text, _ in wanted) and time.perf_counter() < deadline:
+    while any(text not in watcher.seen for watcher, text, _ in wanted) and time.perf_counter() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(0.05)
     return [watcher.seen.get(text, math.inf) - sent for watcher, text, sent in wanted]
 

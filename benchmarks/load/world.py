@@ -96,7 +96,11 @@ async def world(kind: str) -> AsyncIterator[World]:
             if process.returncode is None:
                 process.terminate()
             await asyncio.wait_for(process.wait(), 60)
-            print(*[line for line in (folder / "log").read_text().splitlines() if "INFO" not in line][:20], sep="\n", end="")
+            print(
+                *[line for line in (folder / "log").read_text().splitlines() if "INFO" not in line][:20],
+                sep="\n",
+                end="",
+            )
     finally:
         stack.close()
         if server is not None:
