@@ -23,8 +23,8 @@ HEARTBEAT = 15.0
 _BUFFER = 2000
 _PAGE = 500
 _BATCH = 5000
-# Cursors in one query.
-_CHUNK = 200
+# Jobs in one query.
+_CHUNK = 1000
 
 Row = TypeVar("Row", EventRow, MetricRow, SampleRow)
 RowKind = Literal["events", "metrics", "samples"]
@@ -39,6 +39,8 @@ class Head(NamedTuple):
     attempt: int
     over: bool
     """No more rows will come."""
+    events: int = 0
+    """The number of its newest event."""
 
 
 class Source(NamedTuple, Generic[Row]):
@@ -202,12 +204,14 @@ class Streams:
             changed: set[tuple[Kind, str]] = set()
             for of_rows, source in SOURCES.items():
                 mine = {job: topic for (kind, job), topic in topics.items() if kind == of_rows}
-                more |= await _read(session, of_rows, source, mine, changed)
+                more |= await _read(session, of_rows, source, mine, changed, heads)
         for (kind, job), topic in topics.items():
             head = heads.get(job, Head(topic.phase, 0, True))
             if head.phase in FINAL:
                 topic.phase = head.phase
             # Logs have no rows: their streams look at the files at every turn.
+            # Events of which a stream has none to send are no reason to wake it: it would forget to say that it lives.
+            head = head._replace(events=0)
             if (kind, job) in changed or head != topic.head or kind == "logs":
                 topic.head = None if more else head
                 topic.advance()
@@ -217,16 +221,23 @@ class Streams:
 async def _heads(session: AsyncSession, jobs: list[str]) -> dict[str, Head]:
     found = {}
     for start in range(0, len(jobs), _CHUNK):
-        query = select(JobRow.id, JobRow.phase, JobRow.attempt, JobRow.retry_requested, JobRow.deleted_at)
+        query = select(
+            JobRow.id, JobRow.phase, JobRow.attempt, JobRow.retry_requested, JobRow.deleted_at, JobRow.event_count
+        )
         for row in await session.execute(query.where(JobRow.id.in_(jobs[start : start + _CHUNK]))):
             phase = Phase(row.phase)
             over = row.deleted_at is not None or (phase in FINAL and not row.retry_requested)
-            found[row.id] = Head(phase, row.attempt, over)
+            found[row.id] = Head(phase, row.attempt, over, row.event_count)
     return found
 
 
 async def _read(
-    session: AsyncSession, kind: Kind, source: Source[Any], topics: dict[str, Topic], changed: set[tuple[Kind, str]]
+    session: AsyncSession,
+    kind: Kind,
+    source: Source[Any],
+    topics: dict[str, Topic],
+    changed: set[tuple[Kind, str]],
+    heads: dict[str, Head],
 ) -> bool:
     """Reads what is new into the topics; gives whether a full batch came."""
     more = False
@@ -238,6 +249,9 @@ async def _read(
             topics[job].floor = topics[job].cursor
             changed.add((kind, job))
     jobs = list(topics)
+    if kind == "events":
+        # Its head tells whether there is more: of most jobs there is not. One whose row is gone has no events.
+        jobs = [job for job in jobs if (head := heads.get(job)) is not None and head.events > topics[job].cursor]
     for start in range(0, len(jobs), _CHUNK):
         cursors = {job: topics[job].cursor for job in jobs[start : start + _CHUNK]}
         rows = await source.after(session, cursors, _BATCH // source.share)

@@ -149,6 +149,15 @@ def require(connection: Connection, id: str, project: str) -> None:
         raise NoSuchJob(id)
 
 
+def newest_attempt(connection: Connection, id: str, project: str) -> int:
+    """The number of a job's newest attempt. Raises NoSuchJob."""
+    query = select(JobRow.attempt).where(JobRow.id == id, JobRow.project_id == project, JobRow.deleted_at.is_(None))
+    attempt = connection.scalar(query)
+    if attempt is None:
+        raise NoSuchJob(id)
+    return int(attempt)
+
+
 def look(connection: Connection, id: str, project: str) -> tuple[RowMapping, Sequence[RowMapping]]:
     """The columns of one job of a project, and of the models that it has handed over. Raises NoSuchJob."""
     # Columns and not mapped objects: this is what everybody polls.

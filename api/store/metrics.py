@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, RowMapping, and_, or_, select
+from sqlalchemy import ColumnElement, RowMapping, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.store.following import newer
 from api.store.tables import CheckpointRow, MetricRow
 
 
@@ -35,9 +36,7 @@ async def after(session: AsyncSession, cursors: dict[str, int], limit: int) -> S
 
     Within a job row ids grow in the order of commits, since a report holds the lock of the job's row.
     """
-    wanted = or_(*(and_(MetricRow.job_id == job, MetricRow.id > id) for job, id in cursors.items()))
-    query = select(MetricRow).where(wanted).order_by(MetricRow.id).limit(limit)
-    return (await session.scalars(query)).all()
+    return await newer(session, MetricRow, MetricRow.id, cursors, limit)
 
 
 async def checkpoints(session: AsyncSession, job: str) -> Sequence[CheckpointRow]:

@@ -18,8 +18,8 @@ SPEC = {
 # Newest first: the active ones are the newest. One in ten belongs to another project.
 _JOBS = """
 INSERT INTO jobs (id, project_id, name, stage, spec, spec_sha256, inputs, metadata, priority, needs, created_at,
-    desired, retry_requested, generation, waiting, phase, phase_since, message, attempt, fruitless, worker_errors, ran_for,
-    started_at, finished_at, progress, event_count)
+    desired, retry_requested, generation, waiting, phase, phase_since, message, attempt, fruitless, worker_errors,
+    ran_for, started_at, finished_at, progress, event_count)
 SELECT 'job-' || lpad(n::text, 12, '0'), CASE WHEN n % 10 = 9 AND n > $3 THEN 'other' ELSE 'default' END,
     'dolly-' || n % 1000,
     CASE WHEN n % 10000 = 77 THEN 'distill' ELSE 'sft' END, $2::jsonb, repeat('0', 64), '{}',
