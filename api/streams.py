@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from sqlalchemy import func, select
@@ -20,6 +21,8 @@ from api.store.trouble import trouble
 
 POLL = 0.5
 HEARTBEAT = 15.0
+# Between two polls at least.
+_GAP = 0.05
 _BUFFER = 2000
 _PAGE = 500
 _BATCH = 5000
@@ -83,6 +86,11 @@ class Topic:
     turn: asyncio.Event = field(default_factory=asyncio.Event)
     watchers: int = 0
 
+    def since(self, number: Callable[[Any], int], cursor: int) -> list[Any]:
+        """The rows after `cursor`."""
+        # From the newest backwards: most streams have sent all but the last.
+        return list(takewhile(lambda row: number(row) > cursor, reversed(self.rows)))[::-1]
+
     def advance(self) -> None:
         """Wakes all who wait for this topic."""
         turn, self.turn = self.turn, asyncio.Event()
@@ -119,6 +127,8 @@ class Streams:
                     log.exception("the streams' poll failed")
                 more = False
             if not more:
+                # Where many streams are opened one after the other, each poll is for some of them.
+                await asyncio.sleep(_GAP)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL):
                         await self._new.wait()
@@ -147,7 +157,7 @@ class Streams:
                         cursor = max(cursor, int(topic.floor))
                         continue
                 else:
-                    batch = [row for row in topic.rows if source.number(row) > cursor][:page]
+                    batch = topic.since(source.number, cursor)[:page]
                 if batch:
                     cursor = source.number(batch[-1])
                     yield batch
@@ -184,7 +194,8 @@ class Streams:
         share = 1 if kind == "logs" else SOURCES[kind].share
         topic = self._topics.setdefault((kind, job), Topic(rows=deque(maxlen=_BUFFER // share)))
         topic.watchers += 1
-        self._new.set()
+        if topic.watchers == 1:
+            self._new.set()
         try:
             yield topic
         finally:
