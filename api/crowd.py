@@ -1,7 +1,8 @@
 """More reports at once than can be taken in: those beyond are refused at once, so that the others are taken in.
 
-Each that waits for the database until its time is over has cost as much as one that was stored. Where all of them wait
-so long, none is stored: a process that is a little too slow would do nothing at all. Workers send again what is refused.
+Each that waits for the database until its time is over has cost as much as one that was stored. Where all of them
+wait so long, none is stored: a process that is a little too slow would do nothing at all. Workers send again what is
+refused.
 """
 
 from starlette.types import ASGIApp, Receive, Scope, Send

@@ -244,7 +244,9 @@ def _curves(job: str, attempt: int) -> CTE:
 
 def _keep(connection: Connection, job: str, attempt: int, start: int, end: int) -> None:
     """Sums up the spans from step `start` to before `end`."""
-    names = _curves(job, attempt)
+    # By their names, as the index has them: it would be read from end to end for the steps alone.
+    found = _curves(job, attempt)
+    names = connection.scalars(select(found.c.name).where(found.c.name.is_not(None))).all()
     span = (_POINTS.c.step // SPAN).label("span")
 
     def place(*order: ColumnElement[Any]) -> ColumnElement[int]:
@@ -259,8 +261,7 @@ def _keep(connection: Connection, job: str, attempt: int, start: int, end: int) 
             place(_POINTS.c.value).label("from_below"),
             place(_POINTS.c.value.desc()).label("from_above"),
         )
-        .join_from(names, _POINTS, _POINTS.c.name == names.c.name)
-        .where(_POINTS.c.job_id == job, _POINTS.c.attempt == attempt, *_between(start, end))
+        .where(_POINTS.c.job_id == job, _POINTS.c.attempt == attempt, _POINTS.c.name.in_(names), *_between(start, end))
         .subquery()
     )
     lowest, highest = ranked.c.from_below == 1, ranked.c.from_above == 1

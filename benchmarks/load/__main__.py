@@ -68,6 +68,7 @@ async def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", action="append", choices=PARTS, help="may be given again; all of them when left out")
     parser.add_argument("--small", action="store_true", help="at a hundredth of the sizes, in some seconds")
+    parser.add_argument("--untimed", action="store_true", help="end with 1 for what is wrong, and not for what is slow")
     for name, value in FULL.items():
         parser.add_argument(f"--{name}", type=type(value), help=f"{value:g}; with --small {SMALL[name]:g}")
     given = parser.parse_args()
@@ -77,7 +78,7 @@ async def main() -> int:
             setattr(given, name, value)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    table = Table()
+    table = Table(untimed=given.untimed)
     print(f"{os.cpu_count()} cores; load before {os.getloadavg()[0]:.1f}")
     if set(given.part) - {"charts-sqlite"}:
         await on_postgres(given, table)

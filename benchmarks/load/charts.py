@@ -47,7 +47,7 @@ async def _zoom(
         took.append(time.perf_counter() - began)
     shown = [point["value"] for point in answer["data"]]
     what = "the whole" if share == 1 else f"1/{share}"
-    table.check(
+    table.timed(
         f"{what}: {width} points as {len(shown)}", "p95 < 300 ms", quantiles(took), quantile(took, 0.95) < TARGET
     )
     table.check("  no more than a screen shows", f"<= {SHOWN}", len(shown), 0 < len(shown) <= SHOWN)

@@ -117,8 +117,8 @@ class Reports:
         wanted = len(self.workers) / self.interval
         failures = [failure for worker in self.workers for failure in worker.failures]
         rate = done / seconds
-        table.check("reports a second", f">= {0.97 * wanted:.1f}", f"{rate:.1f} of {wanted:.1f}", rate >= 0.97 * wanted)
-        table.check("a report takes", "p95 < 1000 ms", quantiles(took), quantile(took, 0.95) < 1.0)
+        table.timed("reports a second", f">= {0.97 * wanted:.1f}", f"{rate:.1f} of {wanted:.1f}", rate >= 0.97 * wanted)
+        table.timed("a report takes", "p95 < 1000 ms", quantiles(took), quantile(took, 0.95) < 1.0)
         said = f"{len(failures)}{': ' + failures[0][:200] if failures else ''}"
         table.check("errors", "0", said, not failures)
         table.note("CPU", self._spent)

@@ -68,7 +68,7 @@ async def opened(world: World, jobs: list[str], table: Table) -> list[Watcher]:
     grown = world.rss - before
     table.note("memory", f"{grown:.0f} MiB more: {1024 * grown / len(jobs):.0f} KiB a stream")
     idle = Spent(world)
-    await asyncio.sleep(5)
+    await asyncio.sleep(min(5.0, len(jobs) / 50))
     table.note("CPU while nothing happens", idle)
     return watchers
 
@@ -124,5 +124,5 @@ def _tell(table: Table, took: list[float], spent: Spent) -> None:
     lost = took.count(math.inf)
     table.check("never told", "0", lost, lost == 0)
     kept = [seconds for seconds in took if seconds < math.inf]
-    table.check("told after the report was sent", "p99 < 1000 ms", quantiles(kept), quantile(kept, 0.99) < TARGET)
+    table.timed("told after the report was sent", "p99 < 1000 ms", quantiles(kept), quantile(kept, 0.99) < TARGET)
     table.note("CPU", spent)

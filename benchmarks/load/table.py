@@ -22,8 +22,9 @@ def quantile(seconds: list[float], share: float) -> float:
 
 @dataclass
 class Table:
-    """Rows as they are measured; each is printed at once."""
+    """Rows as they are measured; each is printed at once. `untimed`: nothing is missed for being slow."""
 
+    untimed: bool = False
     missed: list[str] = field(default_factory=list)
 
     def head(self, text: str) -> None:
@@ -39,3 +40,10 @@ class Table:
         print(f"  {what:<44} {asked:<18} {measured}{'' if holds else '   MISSED'}", flush=True)
         if not holds:
             self.missed.append(what)
+
+    def timed(self, what: str, asked: str, measured: object, holds: bool) -> None:
+        """A figure that is to hold, on a machine that has nothing else to do."""
+        before = list(self.missed)
+        self.check(what, asked, measured, holds)
+        if self.untimed:
+            self.missed = before

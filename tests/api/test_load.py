@@ -1,7 +1,6 @@
 """The load test that a person reads runs, at a hundredth of its sizes, and what it asks for holds then."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,17 +17,13 @@ def run(*arguments: str, seconds: int) -> str:
         check=False,
     )  # fmt: skip
     print(done.stdout)
-    assert done.returncode in (0, 1), done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def test_the_load_test_loses_nothing_at_a_hundredth_of_its_sizes() -> None:
-    said = run("--small", seconds=120)
-    # How long things take is measured, and not asserted here: others use this machine.
-    missed = re.search(r"^MISSED: (.*)$", said, re.MULTILINE)
-    timed = {"a list of 50", "a report takes", "reports a second", "told after the report was sent"}
-    wrong = [what for what in (missed[1].split("; ") if missed else []) if what not in timed and " points as " not in what]
-    assert [what for what in wrong if not what.startswith("  ") or "point is there" in what or "screen" in what] == []
+    # How long things take is measured, and not asserted: others may use this machine.
+    said = run("--small", "--untimed", seconds=120)
     for what in ("points stored", "events stored", "never told", "its highest point is there", "errors"):
         assert what in said
 
@@ -36,4 +31,4 @@ def test_the_load_test_loses_nothing_at_a_hundredth_of_its_sizes() -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_the_load_test_holds_at_its_sizes() -> None:
-    assert "all of it holds" in run(seconds=800)
+    run(seconds=800)
