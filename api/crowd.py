@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api import errors
 
 # Some for each connection to the database, and few enough that the last of them does not wait too long.
-MOST = 256
+MOST = 128
 
 
 class Crowd:
