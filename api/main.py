@@ -82,7 +82,7 @@ def create_worker_app(control: ControlPlane) -> FastAPI:
     _fill(app, control, worker.router)
     # Shown to nobody; the tests make requests from it.
     openapi.install(app, for_pages=False)
-    app.add_middleware(Crowd)
+    app.add_middleware(Crowd, telemetry=control.telemetry)
     app.add_middleware(Counting, telemetry=control.telemetry)
     return app
 

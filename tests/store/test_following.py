@@ -12,6 +12,7 @@ from api.crowd import Crowd
 from api.store import events, jobs, metrics
 from api.store.database import Database, utcnow
 from api.store.tables import EventRow, MetricRow
+from api.telemetry import Telemetry
 from api.trust import Trust
 from tests.api.conftest import REHEARSAL
 from worker.contract.check import parse_spec
@@ -85,11 +86,13 @@ async def test_who_comes_where_too_many_are_is_refused_at_once_and_the_others_ar
     async def receive() -> Message:
         return {"type": "http.request"}
 
-    crowd, scope = Crowd(app, most=2), {"type": "http"}
+    telemetry = Telemetry()
+    crowd, scope = Crowd(app, telemetry, most=2), {"type": "http"}
     inside = [asyncio.create_task(crowd(scope, receive, send)) for _ in range(2)]
     await asyncio.sleep(0)
     await crowd(scope, receive, send)
     assert sent[0]["status"] == 503 and (b"retry-after", b"2") in sent[0]["headers"]
+    assert b'rlhf_reports_total{outcome="crowded"} 1.0' in telemetry.exposed()
     leave.set()
     await asyncio.gather(*inside)
     sent.clear()
