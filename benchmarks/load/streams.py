@@ -87,8 +87,7 @@ async def each_its_own(world: World, workers: list[Worker], table: Table) -> Non
 
     async def change(number: int, worker: Worker) -> None:
         await asyncio.sleep(max(0.0, began + number / _RATE - time.perf_counter()))
-        sent[worker.job] = time.perf_counter()
-        await worker.report(event=f"own {number}")
+        sent[worker.job] = await worker.deliver(f"own {number}")
 
     await asyncio.gather(*(change(number, worker) for number, worker in enumerate(workers)))
     found = {watcher.job: (watcher, f"own {number}") for number, watcher in enumerate(watchers)}
@@ -104,8 +103,8 @@ async def all_on_one(world: World, worker: Worker, count: int, times: int, table
     spent = Spent(world)
     took: list[float] = []
     for number in range(times):
-        text, began = f"one {number}", time.perf_counter()
-        await worker.report(event=text)
+        text = f"one {number}"
+        began = await worker.deliver(text)
         took += await _told([(watcher, text, began) for watcher in watchers])
         await asyncio.sleep(0.7)
     _tell(table, took, spent)
