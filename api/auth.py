@@ -83,4 +83,4 @@ async def still_good(control: ControlPlane, caller: Caller) -> bool:
     """Whether who began to follow something may go on with it."""
     if caller.key is None:
         return True
-    return await control.database.look(partial(keys.good, id=caller.key, now=utcnow()))
+    return await control.trust.good(caller.key)

@@ -52,7 +52,8 @@ async def drain(request: Request) -> None:
         return
     # RuntimeError is Starlette's word that the body was read to its end before.
     with contextlib.suppress(TimeoutError, ClientDisconnect, RuntimeError):
-        async with asyncio.timeout(_PATIENCE):
+        # Shorter than the time after which a client that sends nothing is cut off: it is to be told why.
+        async with asyncio.timeout(min(_PATIENCE, request.app.state.control.settings.client_timeout / 2)):
             async for _ in request.stream():
                 pass
 

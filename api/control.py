@@ -18,6 +18,7 @@ from api.store.wakeups import Wakeups
 from api.streams import Streams
 from api.telemetry import Telemetry
 from api.tokens import Tokens
+from api.trust import Trust
 
 
 class Pulse:
@@ -50,6 +51,7 @@ class ControlPlane:
     resolver: Resolver
     logs: Logs
     pulse: Pulse
+    trust: Trust
     site: Site | None = None
     """Where attempts run on Kubernetes; None: they are processes of this machine."""
 
@@ -69,6 +71,7 @@ class ControlPlane:
             resolver=Resolver(settings, database, store),
             logs=Logs(settings.data, store),
             pulse=Pulse(),
+            trust=Trust(database),
         )
 
 

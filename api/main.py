@@ -6,6 +6,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api import errors, openapi
 from api.control import ControlPlane
+from api.crowd import Crowd
 from api.routes import (
     access,
     estimate,
@@ -81,6 +82,7 @@ def create_worker_app(control: ControlPlane) -> FastAPI:
     _fill(app, control, worker.router)
     # Shown to nobody; the tests make requests from it.
     openapi.install(app, for_pages=False)
+    app.add_middleware(Crowd, telemetry=control.telemetry)
     app.add_middleware(Counting, telemetry=control.telemetry)
     return app
 

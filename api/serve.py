@@ -30,6 +30,7 @@ from api.operator.local import LocalCluster
 from api.operator.namespaces import Namespaces
 from api.operator.reconciler import Operator
 from api.operator.site import Site, load_worker_pod
+from api.patience import protocol, room
 from api.settings import BadSettings, Settings
 from api.store import installation, keys
 from api.store.database import DEFAULT_PROJECT, Database
@@ -39,6 +40,8 @@ from api.uploads import sweep
 
 # Jobs that are worked on at once where the work is mostly to wait for an API server.
 _AT_ONCE = 100
+# Bytes that the system holds of what is written to a connection and not sent yet.
+_UNSENT = 128 * 1024
 # Seconds between two looks whether the database takes changes by now.
 _PATIENCE = 1.0
 Role = Literal["all", "api", "operator"]
@@ -293,6 +296,8 @@ async def _listen(
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Connections have it from their listener: by default the system would hold megabytes for each that is not read.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
     try:
         listener.bind((host, port))
     except OSError as error:
@@ -306,6 +311,9 @@ async def _listen(
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
         timeout_keep_alive=75,
+        http=protocol(settings.client_timeout, min(settings.max_connections, room(listeners=2))),
+        # Nothing here speaks it, and whoever did would be out of that protocol's sight.
+        ws="none",
     )
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]), name=f"listener of {host}:{port}")

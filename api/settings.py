@@ -120,6 +120,15 @@ class Settings(BaseSettings):
     )
     max_body: Annotated[int, Field(ge=1024)] = Field(default=MIB, description="bytes of a JSON body")
     max_file: Annotated[int, Field(ge=1)] = Field(default=512 * MIB, description="bytes of a data file")
+    client_timeout: Annotated[float, Field(ge=0.1, le=600)] = Field(
+        default=20.0,
+        description="for a client to send a request's head, and to send or to read some of a body; the slower are cut "
+        "off",
+    )
+    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=4096,
+        description="of each listener; more are answered with 503. Fewer, where there are not enough file descriptors",
+    )
     hub_timeout: Annotated[float, Field(gt=0, le=60)] = Field(default=5.0, description="for one question to the hub")
     shutdown_grace: Annotated[float, Field(gt=0, le=60)] = Field(
         default=5.0, description="for requests under way, when asked to stop"

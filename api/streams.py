@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from sqlalchemy import func, select
@@ -20,11 +21,13 @@ from api.store.trouble import trouble
 
 POLL = 0.5
 HEARTBEAT = 15.0
+# Between two polls at least.
+_GAP = 0.05
 _BUFFER = 2000
 _PAGE = 500
 _BATCH = 5000
-# Cursors in one query.
-_CHUNK = 200
+# Jobs in one query.
+_CHUNK = 1000
 
 Row = TypeVar("Row", EventRow, MetricRow, SampleRow)
 RowKind = Literal["events", "metrics", "samples"]
@@ -39,6 +42,8 @@ class Head(NamedTuple):
     attempt: int
     over: bool
     """No more rows will come."""
+    events: int = 0
+    """The number of its newest event."""
 
 
 class Source(NamedTuple, Generic[Row]):
@@ -81,6 +86,11 @@ class Topic:
     turn: asyncio.Event = field(default_factory=asyncio.Event)
     watchers: int = 0
 
+    def since(self, number: Callable[[Any], int], cursor: int) -> list[Any]:
+        """The rows after `cursor`."""
+        # From the newest backwards: most streams have sent all but the last.
+        return list(takewhile(lambda row: number(row) > cursor, reversed(self.rows)))[::-1]
+
     def advance(self) -> None:
         """Wakes all who wait for this topic."""
         turn, self.turn = self.turn, asyncio.Event()
@@ -117,6 +127,8 @@ class Streams:
                     log.exception("the streams' poll failed")
                 more = False
             if not more:
+                # Where many streams are opened one after the other, each poll is for some of them.
+                await asyncio.sleep(_GAP)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL):
                         await self._new.wait()
@@ -145,7 +157,7 @@ class Streams:
                         cursor = max(cursor, int(topic.floor))
                         continue
                 else:
-                    batch = [row for row in topic.rows if source.number(row) > cursor][:page]
+                    batch = topic.since(source.number, cursor)[:page]
                 if batch:
                     cursor = source.number(batch[-1])
                     yield batch
@@ -182,7 +194,8 @@ class Streams:
         share = 1 if kind == "logs" else SOURCES[kind].share
         topic = self._topics.setdefault((kind, job), Topic(rows=deque(maxlen=_BUFFER // share)))
         topic.watchers += 1
-        self._new.set()
+        if topic.watchers == 1:
+            self._new.set()
         try:
             yield topic
         finally:
@@ -202,12 +215,14 @@ class Streams:
             changed: set[tuple[Kind, str]] = set()
             for of_rows, source in SOURCES.items():
                 mine = {job: topic for (kind, job), topic in topics.items() if kind == of_rows}
-                more |= await _read(session, of_rows, source, mine, changed)
+                more |= await _read(session, of_rows, source, mine, changed, heads)
         for (kind, job), topic in topics.items():
             head = heads.get(job, Head(topic.phase, 0, True))
             if head.phase in FINAL:
                 topic.phase = head.phase
             # Logs have no rows: their streams look at the files at every turn.
+            # Events of which a stream has none to send are no reason to wake it: it would forget to say that it lives.
+            head = head._replace(events=0)
             if (kind, job) in changed or head != topic.head or kind == "logs":
                 topic.head = None if more else head
                 topic.advance()
@@ -217,16 +232,23 @@ class Streams:
 async def _heads(session: AsyncSession, jobs: list[str]) -> dict[str, Head]:
     found = {}
     for start in range(0, len(jobs), _CHUNK):
-        query = select(JobRow.id, JobRow.phase, JobRow.attempt, JobRow.retry_requested, JobRow.deleted_at)
+        query = select(
+            JobRow.id, JobRow.phase, JobRow.attempt, JobRow.retry_requested, JobRow.deleted_at, JobRow.event_count
+        )
         for row in await session.execute(query.where(JobRow.id.in_(jobs[start : start + _CHUNK]))):
             phase = Phase(row.phase)
             over = row.deleted_at is not None or (phase in FINAL and not row.retry_requested)
-            found[row.id] = Head(phase, row.attempt, over)
+            found[row.id] = Head(phase, row.attempt, over, row.event_count)
     return found
 
 
 async def _read(
-    session: AsyncSession, kind: Kind, source: Source[Any], topics: dict[str, Topic], changed: set[tuple[Kind, str]]
+    session: AsyncSession,
+    kind: Kind,
+    source: Source[Any],
+    topics: dict[str, Topic],
+    changed: set[tuple[Kind, str]],
+    heads: dict[str, Head],
 ) -> bool:
     """Reads what is new into the topics; gives whether a full batch came."""
     more = False
@@ -238,6 +260,9 @@ async def _read(
             topics[job].floor = topics[job].cursor
             changed.add((kind, job))
     jobs = list(topics)
+    if kind == "events":
+        # Its head tells whether there is more: of most jobs there is not. One whose row is gone has no events.
+        jobs = [job for job in jobs if (head := heads.get(job)) is not None and head.events > topics[job].cursor]
     for start in range(0, len(jobs), _CHUNK):
         cursors = {job: topics[job].cursor for job in jobs[start : start + _CHUNK]}
         rows = await source.after(session, cursors, _BATCH // source.share)

@@ -238,6 +238,20 @@ class MetricView(View):
     superseded: bool = Field(description="a later attempt went on from before this step, and made it again")
 
 
+class Reduced(View):
+    """How much of a curve is shown."""
+
+    name: str
+    points: int = Field(description="that there are between the steps asked for")
+    shown: int
+
+
+class MetricPage(Page[MetricView]):
+    """Points. Where curves were reduced, it is said of each."""
+
+    reduced: list[Reduced] | None = Field(default=None, description="with `downsample`: all curves that are shown")
+
+
 class SampleView(View):
     """One answer of a rollout."""
 

@@ -31,8 +31,8 @@ from api.routes.streamed import (
     streaming,
     wants_stream,
 )
-from api.store import events, jobs, metrics
-from api.views import AttemptView, CheckpointView, EventView, LogLine, MetricView, Page
+from api.store import curves, events, jobs, metrics
+from api.views import AttemptView, CheckpointView, EventView, LogLine, MetricPage, MetricView, Page, Reduced
 
 router = APIRouter(prefix="/v1/jobs/{job}", tags=["history"], route_class=Again)
 
@@ -110,7 +110,7 @@ async def _event_stream(
 
 @router.get(
     "/metrics",
-    response_model=Page[MetricView],
+    response_model=MetricPage,
     responses={**openapi.followed(MetricView, "ids are row ids"), **documented(404, 422)},
 )
 async def listed_metrics(
@@ -124,15 +124,23 @@ async def listed_metrics(
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
     after: Number = 0,
     downsample: Annotated[
-        int | None, Query(ge=1, le=10_000, description="at most so many points a name, evenly spaced, in one page")
+        int | None,
+        Query(
+            ge=1,
+            le=10_000,
+            description="at most so many points a name, in one page: of equal parts of the steps the lowest and the "
+            "highest, and the first and the last of all; from 4 on the curve's own extremes are among them",
+        ),
     ] = None,
+    from_step: Annotated[int | None, Query(ge=0, le=2**53, description="no points of earlier steps")] = None,
+    to_step: Annotated[int | None, Query(ge=0, le=2**53, description="no points of later steps")] = None,
     follow: Follow = False,
     last_event_id: LastEventId = None,
 ) -> Any:
     """Points in the order they came, after row `after`."""
     if wants_stream(request, follow):
         return await _metric_stream(job, control, caller, name, attempt, last_event_id, after)
-    choice = metrics.Choice(name or (), attempt, superseded)
+    choice = metrics.Choice(name or (), attempt, superseded, from_step, to_step)
 
     def look(connection: Connection) -> Sequence[RowMapping]:
         jobs.require(connection, job, caller.project)
@@ -140,12 +148,16 @@ async def listed_metrics(
 
     with refusing():
         if downsample is None:
-            return page_of(Page[MetricView], await control.database.look(look), limit, "id")
-        # Not by `look`: this reads whole curves, and would keep those waiting who only look.
+            return page_of(MetricPage, await control.database.look(look), limit, "id")
+        # Not by `look`: this may read whole curves, and would keep those waiting who only look.
         async with control.database.reading() as session:
             await jobs.get(session, job, caller.project)
-            thinned = await metrics.thinned(session, job, choice, points=downsample)
-    return Page[MetricView](data=[MetricView.model_validate(row) for row in thinned])
+            connection = await session.connection()
+            shown = await connection.run_sync(curves.reduced, job, choice, downsample)
+    told = [Reduced(name=curve.name, points=curve.points, shown=len(curve.shown)) for curve in shown]
+    page = MetricPage.model_validate({"data": [row for curve in shown for row in curve.shown], "reduced": told})
+    # Checked when it was made, and long.
+    return Response(page.model_dump_json(), media_type="application/json")
 
 
 @router.get(

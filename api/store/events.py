@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import RowMapping, and_, insert, or_, select
+from sqlalchemy import RowMapping, insert, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.store.database import utcnow
+from api.store.following import newer
 from api.store.tables import EventRow, JobRow
 from worker.contract.protocol import Level
 
@@ -76,8 +77,6 @@ def page(connection: Connection, job: str, *, after: int, limit: int) -> Sequenc
 
 async def after(session: AsyncSession, cursors: dict[str, int], limit: int) -> Sequence[EventRow]:
     """The events of each job after its cursor, oldest first, at most `limit` in all."""
-    wanted = or_(
-        *(and_(EventRow.job_id == job, EventRow.number > min(number, _LAST)) for job, number in cursors.items())
-    )
-    query = select(EventRow).where(wanted).order_by(EventRow.job_id, EventRow.number).limit(limit)
-    return (await session.execute(query)).scalars().all()
+    # PostgreSQL takes no larger number even to compare with.
+    bounded = {job: min(number, _LAST) for job, number in cursors.items()}
+    return await newer(session, EventRow, EventRow.number, bounded, limit)

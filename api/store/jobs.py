@@ -5,7 +5,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import ColumnElement, RowMapping, Select, func, select
+from sqlalchemy import ColumnElement, RowMapping, Select, func, select, type_coerce
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -148,6 +149,15 @@ def require(connection: Connection, id: str, project: str) -> None:
         raise NoSuchJob(id)
 
 
+def newest_attempt(connection: Connection, id: str, project: str) -> int:
+    """The number of a job's newest attempt. Raises NoSuchJob."""
+    query = select(JobRow.attempt).where(JobRow.id == id, JobRow.project_id == project, JobRow.deleted_at.is_(None))
+    attempt = connection.scalar(query)
+    if attempt is None:
+        raise NoSuchJob(id)
+    return int(attempt)
+
+
 def look(connection: Connection, id: str, project: str) -> tuple[RowMapping, Sequence[RowMapping]]:
     """The columns of one job of a project, and of the models that it has handed over. Raises NoSuchJob."""
     # Columns and not mapped objects: this is what everybody polls.
@@ -183,8 +193,9 @@ async def listed(
 def _has_entry(session: AsyncSession, key: str, value: str) -> ColumnElement[bool]:
     """Whether a job's metadata has this entry."""
     if session.get_bind().dialect.name != "sqlite":
-        same: ColumnElement[bool] = JobRow.metadata_[key].as_string() == value
-        return same
+        # As one entry within the whole, which an index helps with; all values are text.
+        holds: ColumnElement[bool] = type_coerce(JobRow.metadata_, JSONB).contains({key: value})
+        return holds
     # SQLite compares a path's key with the document's as it is written there, `é` as `\u00e9`: paths find not all keys.
     entries = func.json_each(JobRow.metadata_).table_valued("key", "atom")
     return select(1).select_from(entries).where(entries.c.key == key, entries.c.atom == value).exists()

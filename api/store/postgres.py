@@ -1,5 +1,6 @@
 """PostgreSQL as the control plane uses it: nothing waits for ever, and a connection that is lost is made anew."""
 
+import math
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 _IDLE = 5000
 # Seconds for a connection to be made, for one that was idle to show that it lives, and for a free one of the pool.
 _CONNECT, _PING, _POOL = 5.0, 3.0, 10.0
+# Seconds for which one that was used is not asked whether it lives: under load, that were a question for each answer.
+_FRESH = 0.5
 # Seconds after which a connection is made anew: what a name stands for changes, too.
 _RECYCLE = 900
 # Seconds more than the server gives a statement: it is there to say itself that it stopped one.
@@ -86,14 +89,14 @@ def _watch(engine: AsyncEngine) -> None:
 
     def checkout(connection: Any, record: Any, proxy: Any) -> None:
         # SQLAlchemy's own ping would wait as long as TCP does for a connection that a firewall has forgotten.
-        if record.info.pop("used", False):
+        if time.monotonic() - record.info.pop("used", math.inf) > _FRESH:
             try:
                 connection.run_async(lambda driver: driver.execute("SELECT 1", timeout=_PING))
             except ERRORS as error:
                 raise InvalidatePoolError(str(error)) from error
 
     def checkin(connection: Any, record: Any) -> None:
-        record.info["used"] = True
+        record.info["used"] = time.monotonic()
 
     def failed(context: ExceptionContext) -> BaseException | None:
         nonlocal looked

@@ -2,20 +2,55 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.domain.job import Desired, Phase
-from api.store import samples
+from api.store import curves, samples
 from api.store.database import utcnow
 from api.store.tables import AttemptRow, Base, CheckpointRow, EventRow, JobRow, MetricRow, SampleRow
 from worker.contract.protocol import Answer, Finish, Metric, Report, Sample, Termination
 
+# Statements that are made once: to put one together takes longer than to do it, and reports come by the hundred a
+# second. Columns, not mapped objects, for the same reason.
+_ATTEMPTS: Any = AttemptRow.__table__
+_JOBS: Any = JobRow.__table__
+_EVENTS: Any = EventRow.__table__
+# Both rows are locked, so that whoever waited for the lock sees both as they are now.
+_LOCK = (
+    select(
+        *(_JOBS.c[name] for name in ("id", "phase", "desired", "attempt", "event_count", "deleted_at")),
+        *(
+            _ATTEMPTS.c[name]
+            for name in (
+                "accepted_at",
+                "ended_at",
+                "stopping_since",
+                "confirmed_dead",
+                "launcher",
+                "last_seq",
+                "mark",
+                "resumed_from",
+                "termination",
+                "summed",
+            )
+        ),
+    )
+    .join_from(_JOBS, _ATTEMPTS, _ATTEMPTS.c.job_id == _JOBS.c.id)
+    .where(_JOBS.c.id == bindparam("its_id"), _ATTEMPTS.c.number == bindparam("its_number"))
+    .with_for_update()
+)
+_CHANGE_ATTEMPT = update(_ATTEMPTS).where(
+    _ATTEMPTS.c.job_id == bindparam("its_job"), _ATTEMPTS.c.number == bindparam("its_number")
+)
+_ADD_EVENTS = insert(_EVENTS)
+_CHANGE_JOB = update(_JOBS).where(_JOBS.c.id == bindparam("its_id"))
 _EXIT_CODES = {"succeeded": 0, "failed": 1, "stopped": 143}
 
 
@@ -75,6 +110,9 @@ def take_in(connection: Connection, job_id: str, attempt: int, report: Report, l
         _supersede(connection, job_id, attempt, report.resumed_from)
     if report.metrics:
         _add_by_step(connection, MetricRow, row, attempt, report.metrics)
+        steps = {metric.step for metric in report.metrics}
+        if row.summed is not None and not row.summed <= min(steps) <= max(steps) < row.summed + curves.SPAN:
+            changes["summed"] = curves.sum_up(connection, job_id, attempt, row.summed, steps)
     if report.samples:
         _add_by_step(connection, SampleRow, row, attempt, report.samples)
         samples.make_room(connection, job_id)
@@ -84,16 +122,14 @@ def take_in(connection: Connection, job_id: str, attempt: int, report: Report, l
             for checkpoint in report.checkpoints
         ]
         insert_new(connection, CheckpointRow, values)
-    connection.execute(
-        update(AttemptRow).where(AttemptRow.job_id == job_id, AttemptRow.number == attempt).values(**changes)
-    )
+    connection.execute(_CHANGE_ATTEMPT, {"its_job": job_id, "its_number": attempt, **changes})
     of_job: dict[str, Any] = {}
     if attempt == row.attempt:
         of_job = {"progress": changes["progress"]} | ({} if late else {"activity": report.activity})
     if report.events:
         of_job["event_count"] = _add_events(connection, row, attempt, report)
     if of_job:
-        connection.execute(update(JobRow).where(JobRow.id == job_id).values(**of_job))
+        connection.execute(_CHANGE_JOB, {"its_id": job_id, **of_job})
     return Accepted(answer, first)
 
 
@@ -122,38 +158,18 @@ def finish(connection: Connection, job_id: str, attempt: int, end: Finish) -> bo
 
 def insert_new(connection: Connection, table: type[Base], values: list[dict[str, Any]]) -> None:
     """Inserts the rows whose key is not there yet, and leaves the others as they are."""
-    build = sqlite_insert if connection.dialect.name == "sqlite" else postgresql_insert
-    connection.execute(build(table).on_conflict_do_nothing(), values)
+    connection.execute(_insert_new(table, connection.dialect.name), values)
+
+
+@cache
+def _insert_new(table: type[Base], dialect: str) -> Any:
+    build: Any = sqlite_insert if dialect == "sqlite" else postgresql_insert
+    return build(table.__table__).on_conflict_do_nothing()
 
 
 def _locked(connection: Connection, job_id: str, attempt: int) -> Any:
     """The columns of the job and of the attempt that a report looks at, under the job's row lock."""
-    # Columns, not mapped objects, and one statement: this runs a hundred times a second. Both rows are locked, so that
-    # whoever waited for the lock sees both as they are now.
-    found = (
-        connection.execute(
-            select(
-                JobRow.id,
-                JobRow.phase,
-                JobRow.desired,
-                JobRow.attempt,
-                JobRow.event_count,
-                JobRow.deleted_at,
-                AttemptRow.accepted_at,
-                AttemptRow.ended_at,
-                AttemptRow.stopping_since,
-                AttemptRow.confirmed_dead,
-                AttemptRow.launcher,
-                AttemptRow.last_seq,
-                AttemptRow.mark,
-                AttemptRow.resumed_from,
-                AttemptRow.termination,
-            )
-            .join(AttemptRow, AttemptRow.job_id == JobRow.id)
-            .where(JobRow.id == job_id, AttemptRow.number == attempt)
-            .with_for_update()
-        )
-    ).one_or_none()
+    found = connection.execute(_LOCK, {"its_id": job_id, "its_number": attempt}).one_or_none()
     if found is None:
         if connection.scalar(select(JobRow.id).where(JobRow.id == job_id)) is None:
             raise JobGone(f"{job_id} is gone")
@@ -185,14 +201,9 @@ def _supersede(connection: Connection, job_id: str, attempt: int, step: int) -> 
     for table in (MetricRow, SampleRow):
         connection.execute(
             update(table)
-            .where(table.job_id == job_id, table.attempt < attempt, table.step >= _made_again_from(step))
+            .where(table.job_id == job_id, table.attempt < attempt, table.step >= curves.made_again_from(step))
             .values(superseded=True)
         )
-
-
-def _made_again_from(resumed_from: int) -> int:
-    """The first step that an attempt tells of again. One that begins anew evaluates before its first step, too."""
-    return resumed_from + 1 if resumed_from else 0
 
 
 def _add_by_step(
@@ -207,7 +218,7 @@ def _add_by_step(
         {
             "job_id": job.id,
             "attempt": attempt,
-            "superseded": resumed_from is not None and one.step >= _made_again_from(resumed_from),
+            "superseded": resumed_from is not None and one.step >= curves.made_again_from(resumed_from),
             **one.model_dump(),
         }
         for one in news
@@ -223,5 +234,5 @@ def _add_events(connection: Connection, job: Any, attempt: int, report: Report) 
         values.append(
             {"job_id": job.id, "number": number, "source": "worker", "attempt": attempt, **event.model_dump()}
         )
-    connection.execute(insert(EventRow), values)
+    connection.execute(_ADD_EVENTS, values)
     return number

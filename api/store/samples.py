@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, RowMapping, and_, delete, func, or_, select
+from sqlalchemy import ColumnElement, RowMapping, delete, func, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.store.following import newer
 from api.store.tables import SampleRow
 
 MOST = 20_000
@@ -38,8 +39,7 @@ def page(
 
 async def after(session: AsyncSession, cursors: dict[str, int], limit: int) -> Sequence[SampleRow]:
     """The samples of each job after its cursor, in the order they came, at most `limit` in all."""
-    wanted = or_(*(and_(SampleRow.job_id == job, SampleRow.id > id) for job, id in cursors.items()))
-    return (await session.scalars(select(SampleRow).where(wanted).order_by(SampleRow.id).limit(limit))).all()
+    return await newer(session, SampleRow, SampleRow.id, cursors, limit)
 
 
 async def newest(session: AsyncSession, jobs: Sequence[str]) -> dict[str, int]:

@@ -109,6 +109,11 @@ class JobRow(Base):
         Index("ix_jobs_page", "project_id", "created_at", "id"),
         Index("ix_jobs_phase", "phase", "priority", "created_at"),
         Index("ix_jobs_name", "project_id", "name"),
+        Index("ix_jobs_page_phase", "project_id", "phase", "created_at", "id"),
+        Index("ix_jobs_page_stage", "project_id", "stage", "created_at", "id"),
+        Index(
+            "ix_jobs_metadata", "metadata", postgresql_using="gin", postgresql_ops={"metadata": "jsonb_path_ops"}
+        ).ddl_if(dialect="postgresql"),
     )
     id: Mapped[str] = mapped_column(String(20), primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
@@ -182,6 +187,8 @@ class AttemptRow(Base):
     mark: Mapped[int] = mapped_column(BigInteger, default=0)
     resumed_from: Mapped[int | None] = mapped_column(BigInteger)
     progress: Mapped[dict[str, Any] | None]
+    summed: Mapped[int | None] = mapped_column(BigInteger, default=0)
+    """Its curves have their summaries up to this step; None: none are kept."""
 
 
 class EventRow(Base):
@@ -211,6 +218,21 @@ class MetricRow(Base):
     value: Mapped[float] = mapped_column(Float(53))
     at: Mapped[datetime]
     superseded: Mapped[bool] = mapped_column(default=False)
+
+
+class SpanRow(Base):
+    """The extremes of one curve within some steps that follow each other (api.store.curves)."""
+
+    __tablename__ = "metric_spans"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    span: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    points: Mapped[int]
+    low_id: Mapped[int] = mapped_column(BigInteger)
+    low: Mapped[float] = mapped_column(Float(53))
+    high_id: Mapped[int] = mapped_column(BigInteger)
+    high: Mapped[float] = mapped_column(Float(53))
 
 
 class CheckpointRow(Base):

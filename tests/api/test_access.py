@@ -192,7 +192,7 @@ async def test_a_key_is_good_until_it_expires_or_is_revoked(door: Door) -> None:
 
 
 async def test_a_stream_ends_with_its_key(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.routes.streamed._TRUST", 0.0)
+    monkeypatch.setattr("api.trust.KEPT", 0.0)
     monkeypatch.setattr("api.streams.HEARTBEAT", 0.2)
     job, made = await submit(door.admin), await door.key("viewer")
     async with asyncio.timeout(30), door.by(made["key"]).stream("GET", f"/v1/jobs/{job}/events/stream") as answer:

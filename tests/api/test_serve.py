@@ -176,8 +176,14 @@ async def test_the_migrations_make_the_tables_that_the_code_reads(database_url: 
     database = Database(database_url)
     await asyncio.gather(migrate(database), migrate(database))
     async with database.engine.connect() as connection:
+
+        def here(thing: object, name: str | None, *_: object) -> bool:
+            # Alembic takes no notice of what one kind of database alone is to have.
+            return name != "ix_jobs_metadata" or not database.sqlite
+
+        opts = {"compare_type": True, "include_object": here}
         differences = await connection.run_sync(
-            lambda sync: compare_metadata(MigrationContext.configure(sync, opts={"compare_type": True}), Base.metadata)
+            lambda sync: compare_metadata(MigrationContext.configure(sync, opts=opts), Base.metadata)
         )
     await database.dispose()
     assert differences == []
