@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from api.folder import Store
+from api.folder import FolderStore
 from api.inputs import Resolver
 from api.logs import Logs
 from api.operator.site import Site
@@ -15,6 +15,7 @@ from api.settings import Settings
 from api.store.database import Database
 from api.store.postgres import Limits
 from api.store.wakeups import Wakeups
+from api.stores import Store
 from api.streams import Streams
 from api.telemetry import Telemetry
 from api.tokens import Tokens
@@ -57,7 +58,7 @@ class ControlPlane:
     def of(cls, settings: Settings, *, operates: bool = False) -> "ControlPlane":
         """Made from its settings; nothing is opened yet. `operates`: it serves the operator alone."""
         database = Database(settings.database, limits(settings, operates=operates))
-        store = Store(settings.store_path)
+        store = FolderStore(settings.store_path, settings.store_url)
         return cls(
             settings=settings,
             database=database,

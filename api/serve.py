@@ -21,6 +21,7 @@ from api.control import ControlPlane, limits
 from api.domain.decide import Rules
 from api.domain.outcome import Backoff
 from api.inputs import Resolver
+from api.leftovers import sweep
 from api.main import create_app, create_health_app, create_worker_app
 from api.operator.cluster import Cluster
 from api.operator.kube_api import KubeApi, NoCluster, connect
@@ -35,7 +36,6 @@ from api.store import installation, keys
 from api.store.database import DEFAULT_PROJECT, Database
 from api.store.migrate import migrate
 from api.store.trouble import Trouble, Unavailable, trouble, words
-from api.uploads import sweep
 
 # Jobs that are worked on at once where the work is mostly to wait for an API server.
 _AT_ONCE = 100
@@ -80,6 +80,7 @@ async def running(settings: Settings, role: Role = "all") -> AsyncIterator[Runni
             stack.enter_context(_only_one(settings.data / "lock"))
         control = ControlPlane.of(settings, operates=role == "operator")
         stack.push_async_callback(control.database.dispose)
+        stack.callback(control.store.close)
         stack.push_async_callback(control.wakeups.close)
         await open_database(control.database)
         try:
@@ -260,7 +261,7 @@ async def _cluster(control: ControlPlane) -> AsyncIterator[Cluster]:
         for namespace in settings.for_attempts:
             site = replace(control.site, namespace=namespace)
             opened = KubernetesCluster.open(
-                KubeApi(client, namespace), site, control.store.root, silence=settings.watch_silence
+                KubeApi(client, namespace), site, control.store, silence=settings.watch_silence
             )
             followed[namespace] = await stack.enter_async_context(opened)
         first = followed.pop(settings.namespace)
@@ -276,7 +277,7 @@ async def _reconcile(control: ControlPlane, database: Database, cluster: Cluster
         tokens=control.tokens,
         # With SQLite the data folder's lock says that no other control plane is up.
         leader=Leader(database, seconds=settings.lease, alone=settings.sqlite),
-        store=control.store.root,
+        store=control.store,
         # On Kubernetes, its scheduler and its queues give places.
         concurrency=16 if settings.cluster == "local" else _AT_ONCE,
         places=settings.local_jobs if settings.cluster == "local" else None,

@@ -18,8 +18,8 @@ from api.domain.job import Reason
 from api.domain.observation import Observation
 from api.operator import labels, manifest, pods, podspec
 from api.operator.cluster import CannotStart, ClusterError, Held, LogEnd, placed
+from api.operator.collect import log_ends
 from api.operator.first import First
-from api.operator.folder import rank_logs
 from api.operator.informer import SILENCE, Informer
 from api.operator.kube_api import (
     EVENTS,
@@ -37,6 +37,7 @@ from api.operator.kube_api import (
 from api.operator.kueue import waiting, workload_of
 from api.operator.pods import warned_of
 from api.operator.site import Site
+from api.stores import Store, live_logs
 from worker.contract.order import Input, Meeting, Order
 from worker.contract.spec import JobSpec
 
@@ -53,7 +54,7 @@ _TAKES_NOTICE = timedelta(seconds=5)
 class KubernetesCluster:
     """One namespace, in which this installation's attempts run. Use `open`."""
 
-    def __init__(self, api: KubeApi, site: Site, store: Path, *, silence: float = SILENCE) -> None:
+    def __init__(self, api: KubeApi, site: Site, store: Store, *, silence: float = SILENCE) -> None:
         self._api, self._site, self._store = api, site, store
 
         def follow(kind: Resource, query: dict[str, str], key: Callable[[Json], str | None], **more: bool) -> Informer:
@@ -80,7 +81,7 @@ class KubernetesCluster:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, api: KubeApi, site: Site, store: Path, **given: Any) -> AsyncIterator["KubernetesCluster"]:
+    async def open(cls, api: KubeApi, site: Site, store: Store, **given: Any) -> AsyncIterator["KubernetesCluster"]:
         """A cluster that is followed until the end of the block."""
         this = cls(api, site, store, **given)
         for informer in (this._jobs, this._pods, this._warnings):
@@ -206,7 +207,7 @@ class KubernetesCluster:
     async def logs(self, name: str) -> dict[int, LogEnd]:
         """The last 1 MiB of each rank's log, by rank. They lie in the store, where the ranks write them."""
         job, _, attempt = name.rpartition("-a")
-        return await asyncio.to_thread(rank_logs, self._store / "jobs" / job / f"a{attempt}" / "log")
+        return await self._store.run(log_ends, self._store, live_logs(job, int(attempt)))
 
     async def remove(self, name: str, force: bool = False) -> bool:
         """Deletes what there is of an attempt that is over. False: it is not gone yet; call again.
