@@ -15,6 +15,7 @@ from worker.contract.manifest import Damaged
 from worker.contract.order import Input
 from worker.contract.problem import Problem
 from worker.contract.spec import JobSpec
+from worker.storage.failures import StorageFailure
 
 # What a GGUF file's metadata call what a configuration has, behind the architecture's name.
 _GGUF = {
@@ -37,6 +38,8 @@ async def configurations(
     for path, given in inputs.items():
         try:
             found[path] = await store.run(_read, given, store, settings)
+        except StorageFailure:
+            raise  # nobody's reference is to blame
         except (NotAModel, Damaged, hub.NotFound, OSError) as error:
             # A tokenizer needs no configuration; a model's sizes are in it.
             if not path.endswith(".tokenizer"):

@@ -58,7 +58,7 @@ class ControlPlane:
     def of(cls, settings: Settings, *, operates: bool = False) -> "ControlPlane":
         """Made from its settings; nothing is opened yet. `operates`: it serves the operator alone."""
         database = Database(settings.database, limits(settings, operates=operates))
-        store = FolderStore(settings.store_path, settings.store_url)
+        store = open_store(settings)
         return cls(
             settings=settings,
             database=database,
@@ -71,6 +71,16 @@ class ControlPlane:
             logs=Logs(settings.data, store),
             pulse=Pulse(),
         )
+
+
+def open_store(settings: Settings) -> Store:
+    """The store that the settings name; nothing is asked of it yet."""
+    if not settings.in_bucket:
+        return FolderStore(settings.store_path, settings.store_url)
+    # What speaks to buckets is slow to import.
+    from api.bucket import BucketStore
+
+    return BucketStore(settings.store_url)
 
 
 def limits(settings: Settings, *, operates: bool) -> Limits:

@@ -5,7 +5,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, ParamSpec, TypeVar
 
@@ -126,6 +126,9 @@ class FolderStore:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+    def remove_parts(self, older_than: timedelta) -> None:
+        """What was sent of a file lies under its mark, and goes with it."""
 
     def remove_job(self, job: str, kept: list[str]) -> None:
         """See `Store`."""

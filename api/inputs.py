@@ -31,6 +31,7 @@ from worker.contract.rows import BadRow, RowKind, check_rows, first_without_answ
 from worker.contract.spec import JobSpec
 from worker.contract.steps import PREFIX as STEPS
 from worker.contract.steps import need_of
+from worker.storage.failures import NotThere, StorageFailure
 
 T = TypeVar("T")
 
@@ -229,7 +230,9 @@ class Resolver:
     def _is_kept(self, path: Path) -> bool:
         """Whether it may be another project's: by a path, the data folder and the store would be open to all keys."""
         settings = self._settings
-        kept = (settings.data, settings.store_path) if settings.auth == "keys" else ()
+        if settings.auth != "keys":
+            return False
+        kept = [settings.data] if settings.in_bucket else [settings.data, settings.store_path]
         return any(path.is_relative_to(_real(folder)) for folder in kept)
 
 
@@ -245,5 +248,9 @@ async def _in_thread(call: Callable[..., T], *args: object, store: Store | None 
     """Runs what blocks; what the disk refuses is the reference's fault, in a sentence."""
     try:
         return await (store.run(call, *args) if store is not None else asyncio.to_thread(call, *args))
+    except NotThere:
+        raise Unresolved("is not in the store any more") from None
+    except StorageFailure:
+        raise  # nobody's reference is to blame
     except OSError as error:
         raise Unresolved(f"cannot be read: {error.strerror or error}") from None

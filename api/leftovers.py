@@ -4,10 +4,14 @@ A mark is a file `FOLDER/.tmp-ID` beside what it stands for. An upload has one u
 from before its row goes until its bytes are gone.
 """
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from api.store import files, models
 from api.store.database import Database
@@ -15,6 +19,8 @@ from api.stores import TEMPORARY, Store
 
 # Younger marks may be those of another replica, which is at it.
 _AGE = timedelta(hours=24)
+# Seconds.
+_EVERY = 3600.0
 # Looked up at once.
 _SWEPT = 500
 log = logging.getLogger(__name__)
@@ -45,8 +51,22 @@ class Removal:
 
 async def sweep(store: Store, database: Database) -> None:
     """Removes what is left over: also bytes that were in place, but never committed. Raises OSError."""
+    await store.run(store.remove_parts, _AGE)
     await _sweep(store, database, "files", files.known)
     await _sweep(store, database, "models", models.known)
+
+
+async def sweeping(store: Store, database: Database, stop: asyncio.Event) -> None:
+    """Sweeps every so often, until `stop`: a process may be up for months."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _EVERY)
+        if stop.is_set():
+            return
+        try:
+            await sweep(store, database)
+        except (OSError, SQLAlchemyError) as error:
+            log.warning("what is left over in the store is swept later: %s", error)
 
 
 async def _sweep(store: Store, database: Database, folder: str, known: Callable[..., set[str]]) -> None:

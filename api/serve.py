@@ -21,7 +21,7 @@ from api.control import ControlPlane, limits
 from api.domain.decide import Rules
 from api.domain.outcome import Backoff
 from api.inputs import Resolver
-from api.leftovers import sweep
+from api.leftovers import sweep, sweeping
 from api.main import create_app, create_health_app, create_worker_app
 from api.operator.cluster import Cluster
 from api.operator.kube_api import KubeApi, NoCluster, connect
@@ -36,6 +36,8 @@ from api.store import installation, keys
 from api.store.database import DEFAULT_PROJECT, Database
 from api.store.migrate import migrate
 from api.store.trouble import Trouble, Unavailable, trouble, words
+from api.stores import sentence
+from worker.storage.failures import StorageFailure
 
 # Jobs that are worked on at once where the work is mostly to wait for an API server.
 _AT_ONCE = 100
@@ -84,12 +86,15 @@ async def running(settings: Settings, role: Role = "all") -> AsyncIterator[Runni
         stack.push_async_callback(control.wakeups.close)
         await open_database(control.database)
         try:
-            await asyncio.to_thread(control.store.prepare)
+            await control.store.run(control.store.prepare)
+        except StorageFailure as error:
+            raise CannotStart(f"STORE: {sentence(error)}") from None
         except OSError as error:
             raise CannotStart(f"the store {settings.store_path} cannot be written: {error.strerror}") from None
         with usable(control.database):
             await _let_in(control)
-            await sweep(control.store, control.database)
+            with contextlib.suppress(StorageFailure):  # it is swept later
+                await sweep(control.store, control.database)
             control = await _placed(control)
             settled = role == "api" or await _settled(control)
         url = worker_url = None
@@ -109,6 +114,9 @@ async def running(settings: Settings, role: Role = "all") -> AsyncIterator[Runni
             health, _ = await _listen(create_health_app(control), settings, settings.host, settings.health_port, tasks)
             servers.append(health)
         this = Running(control, url, worker_url)
+        if role in ("all", "api"):
+            sweeper = sweeping(control.store, control.database, this.stopping)
+            tasks.append(asyncio.create_task(sweeper, name="sweep"))
         if role in ("all", "operator"):
             database = control.database
             if role == "all" and not settings.sqlite:

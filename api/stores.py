@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import ParamSpec, Protocol, TypeVar
 
@@ -98,6 +98,9 @@ class Store(Protocol):
     def remove_unfinished(self, folder: str) -> None:
         """Removes what writes that were cut short left in an attempt's folder. Only once the attempt is dead."""
 
+    def remove_parts(self, older_than: timedelta) -> None:
+        """Removes what was sent of data files whose uploads were begun that long ago, and never ended."""
+
     def remove_job(self, job: str, kept: list[str]) -> None:
         """Removes all that a job stored but the folders `kept`, which models lie in."""
 
@@ -119,6 +122,11 @@ class Store(Protocol):
 
     def lies_in(self, path: str, folder: str) -> bool:
         """Whether `path` lies in a folder and is not that folder, links followed."""
+
+
+def sentence(failure: OSError) -> str:
+    """What a store said, without the number that stands before it."""
+    return failure.strerror or str(failure)
 
 
 def kept_logs(job: str, attempt: int) -> str:

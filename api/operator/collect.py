@@ -18,6 +18,7 @@ from api.stores import Store, attempt_folder, kept_log, spool_folder
 from worker.contract import manifest
 from worker.contract.manifest import Damaged
 from worker.contract.protocol import Checkpoint, Output, Report
+from worker.storage.failures import Away, Refused, StorageFailure
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ async def collect(
     try:
         logs = await cluster.logs(attempt.object_name)
         await store.run(_keep_logs, store, job.id, attempt.number, logs)
+    except (Away, Refused):
+        raise  # no answer proves nothing: it is all asked for again
     except OSError as error:
         # A full disk, perhaps: the outcome is worth more than the log.
         notes.append(Note("LogsLost", f"its logs could not be kept: {error.strerror}"))
@@ -78,6 +81,8 @@ async def _take_in(
     for path in paths:
         try:
             report = Report.model_validate_json(await store.run(store.read, path))
+        except StorageFailure:
+            raise
         except (ValidationError, OSError):
             damaged += 1
             continue
@@ -126,6 +131,8 @@ def _untold(store: Store, job_id: str, attempt: int, known: set[str]) -> list[Ch
             continue
         try:
             whole = store.verify(where)
+        except StorageFailure:
+            raise
         except (Damaged, OSError) as error:
             log.warning("a checkpoint that nobody told of is not whole: %s", error)
             continue
