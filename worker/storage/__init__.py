@@ -1,7 +1,6 @@
 """The store where it is a bucket of an object store: what lies there, put there and fetched whole or not at all.
 
-Imports neither the control plane nor the worker, only the contract; and s3fs, which is slow to import: import this
-package where it is needed.
+Imports neither the control plane nor the worker, only the contract; and s3fs once the first call is made.
 """
 
 from worker.storage.failures import Away, Full, NotThere, Refused, StorageFailure

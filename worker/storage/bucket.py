@@ -3,21 +3,10 @@
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, TypeVar
 
-import s3fs
 import tenacity
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    NoAuthTokenError,
-    NoCredentialsError,
-    NoRegionError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    TokenRetrievalError,
-)
-from fsspec.asyn import sync
 
 from worker.storage.failures import Away, Full, NotThere, Refused, StorageFailure
 from worker.storage.options import Options
@@ -51,14 +40,15 @@ _REFUSED = {
 }
 _FULL = {"InsufficientCapacity", "InsufficientStorage", "NoSpaceLeft", "QuotaExceeded", "StorageFull", "507"}
 _NOT_THERE = {"404", "NoSuchKey", "NoSuchUpload"}
-_NO_CREDENTIALS = (
-    NoCredentialsError,
-    PartialCredentialsError,
-    NoAuthTokenError,
-    TokenRetrievalError,
-    ProfileNotFound,
-    NoRegionError,
-)
+# botocore's own errors, by their names.
+_NO_CREDENTIALS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "NoAuthTokenError",
+    "TokenRetrievalError",
+    "ProfileNotFound",
+    "NoRegionError",
+}
 # Another answer to a malformed request would be the same one.
 _FINAL_ABOVE, _FINAL_BELOW = 400, 500
 _AGAIN = {"RequestTimeout", "RequestTimeoutException", "SlowDown", "OperationAborted", "IncompleteBody", "408", "429"}
@@ -70,7 +60,14 @@ class Bucket:
     def __init__(self, place: Place, options: Options):
         """Connects to nothing yet."""
         self.place, self.options = place, options
-        self._files = s3fs.S3FileSystem(
+
+    @cached_property
+    def _files(self) -> Any:
+        # Slow to import: most attempts and most commands have nothing to do with a bucket.
+        import s3fs
+
+        options = self.options
+        files = s3fs.S3FileSystem(
             skip_instance_cache=True,
             use_listings_cache=False,
             config_kwargs={
@@ -83,17 +80,16 @@ class Bucket:
             },
         )
         # Its own are for fewer failures than the ones here, and would multiply with them.
-        self._files.retries = 1
+        files.retries = 1
+        return files
 
     def call(self, method: str, *, sent: int = 0, **arguments: Any) -> dict[str, Any]:
         """One call of the S3 API, by botocore's name. `sent`: the bytes of its body."""
         within = _CALL + sent / _SLOWEST
+        files = self._files
         return self._patiently(
-            lambda: sync(
-                self._files.loop, self._files._call_s3, method,
-                timeout=within, Bucket=self.place.bucket, **arguments,
-            )
-        )  # fmt: skip
+            lambda: _sync(files.loop, files._call_s3, method, timeout=within, Bucket=self.place.bucket, **arguments)
+        )
 
     def get(self, key: str, start: int, end: int) -> bytes:
         """The bytes of an object from `start` to before `end`, fewer where it ends before. `end` is above `start`."""
@@ -112,7 +108,8 @@ class Bucket:
                 content: bytes = await body.read()
             return content
 
-        return self._patiently(lambda: sync(self._files.loop, read, timeout=within))
+        content: bytes = self._patiently(lambda: _sync(self._files.loop, read, timeout=within))
+        return content
 
     def pages(self, method: str, field: str, **arguments: Any) -> Iterator[dict[str, Any]]:
         """The entries under `field` in all pages of a listing."""
@@ -130,16 +127,18 @@ class Bucket:
                 more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page.get("NextUploadIdMarker", "")}
 
     def _patiently(self, call: Callable[[], T]) -> T:
+        def is_over(state: tenacity.RetryCallState) -> bool:
+            return self.options.given_up() or (state.seconds_since_start or 0.0) >= self.options.patience
+
         trying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Away),
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=_LONGEST_WAIT),
-            stop=tenacity.stop_any(
-                tenacity.stop_after_delay(self.options.patience), lambda _: self.options.given_up()
-            ),
+            stop=is_over,
             sleep=self._sleep,
             reraise=True,
-        )  # fmt: skip
-        return trying(self._once, call)
+        )
+        answer: T = trying(self._once, call)
+        return answer
 
     def _sleep(self, seconds: float) -> None:
         ends = time.monotonic() + seconds
@@ -149,7 +148,7 @@ class Bucket:
     def _once(self, call: Callable[[], T]) -> T:
         try:
             return call()
-        except (OSError, BotoCoreError, ClientError, ValueError) as error:
+        except Exception as error:  # botocore's errors have no ancestor but this one
             raise self._failure(error) from None
 
     def _failure(self, error: Exception) -> StorageFailure:
@@ -157,7 +156,7 @@ class Bucket:
         where = f"the store {self.place.url}"
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, _NO_CREDENTIALS):
+            if type(cause).__name__ in _NO_CREDENTIALS:
                 return Refused(f"{where} needs credentials, and there are none: set the AWS_* variables")
             cause = cause.__cause__
         code, status = _code(error)
@@ -178,11 +177,17 @@ def _code(error: BaseException) -> tuple[str, int]:
     """The code and the HTTP status of the answer that an error was made from; of none, an empty code."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, ClientError):
-            status = seen.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            return str(seen.response.get("Error", {}).get("Code", "")) or str(status), int(status)
+        if isinstance(answer := getattr(seen, "response", None), dict):
+            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return str(answer.get("Error", {}).get("Code", "")) or str(status), int(status)
         seen = seen.__cause__
     return "", 0
+
+
+def _sync(loop: Any, call: Any, *arguments: Any, **named: Any) -> Any:
+    from fsspec.asyn import sync
+
+    return sync(loop, call, *arguments, **named)
 
 
 def _own_endpoint() -> bool:

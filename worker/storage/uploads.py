@@ -66,9 +66,10 @@ def abort(bucket: Bucket, key: str, upload: str) -> None:
 def stored_sha256(bucket: Bucket, key: str) -> str | None:
     """The hash that an object carries; None: it is not there, or carries none."""
     try:
-        return bucket.call("head_object", Key=key).get("Metadata", {}).get(SHA256)
+        known: str | None = bucket.call("head_object", Key=key).get("Metadata", {}).get(SHA256)
     except NotThere:
         return None
+    return known
 
 
 def all_of(pool: ThreadPoolExecutor, at_once: int, do: Callable[[Any], None], items: list[Any]) -> None:
@@ -145,8 +146,8 @@ class Upload:
 
     bucket: Bucket
     key: str
-    bytes: int = 0
-    """Written so far."""
+    size: int = 0
+    """Bytes written so far."""
     _digest: Any = field(default_factory=hashlib.sha256)
     _waiting: bytearray = field(default_factory=bytearray)
     _upload: str | None = None
@@ -162,7 +163,7 @@ class Upload:
     def write(self, piece: bytes) -> None:
         """Takes the next piece; sends a part where there is enough of it for one."""
         self._digest.update(piece)
-        self.bytes += len(piece)
+        self.size += len(piece)
         self._waiting += piece
         # Of what may become long, the later parts are larger: nobody has said how many there will be.
         length = self.bucket.options.part_bytes * (1 + len(self._parts) // 1000)
