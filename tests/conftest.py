@@ -12,7 +12,12 @@ import pytest
 
 # Here, not in a conftest of their own: all tests of a session share one cluster and its images, whichever folder they
 # are in.
-pytest_plugins = ["tests.cluster.meanwhile", "tests.kubernetes.fixtures", "tests.images.fixtures"]
+pytest_plugins = [
+    "tests.cluster.meanwhile",
+    "tests.kubernetes.fixtures",
+    "tests.images.fixtures",
+    "tests.storage.fixtures",
+]
 
 
 def pytest_configure() -> None:
