@@ -247,9 +247,12 @@ class ObjectStore:
             if name == MANIFEST:
                 yield Entry(folder, entry.bytes, entry.modified)
 
-    def list(self, path: str = "") -> Iterator[Entry]:
-        """All objects below a path, by their paths; of the empty one, of the whole store."""
-        prefix = self.place.key(path) + "/" if path else self.place.prefix
+    def list(self, path: str = "", beginning: str = "") -> Iterator[Entry]:
+        """All objects below a path, by their paths; of the empty one, of the whole store.
+
+        `beginning`: only those whose path goes on so below it.
+        """
+        prefix = (self.place.key(path) + "/" if path else self.place.prefix) + beginning
         for found in self._bucket.pages("list_objects_v2", "Contents", Prefix=prefix):
             yield Entry(self.place.path(found["Key"]), found["Size"], found["LastModified"])
 

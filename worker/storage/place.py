@@ -66,5 +66,6 @@ def _is_plain(path: str) -> bool:
         and not path.startswith("/")
         and ".." not in path.split("/")
         and path != "."
-        and "\x00" not in path
+        # Neither a listing nor a removal, which are XML, could name such a key.
+        and not any(ord(character) < ord(" ") or character == "\x7f" for character in path)
     )
