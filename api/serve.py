@@ -30,7 +30,7 @@ from api.operator.leader import Leader
 from api.operator.local import LocalCluster
 from api.operator.namespaces import Namespaces
 from api.operator.reconciler import Operator
-from api.operator.site import Site, load_worker_pod
+from api.operator.site import Bucket, Site, load_worker_pod
 from api.settings import BadSettings, Settings
 from api.store import installation, keys
 from api.store.database import DEFAULT_PROJECT, Database
@@ -41,6 +41,8 @@ from worker.storage.failures import StorageFailure
 
 # Jobs that are worked on at once where the work is mostly to wait for an API server.
 _AT_ONCE = 100
+# In pods: what they have of a store in a bucket.
+_SCRATCH = "/scratch"
 # Seconds between two looks whether the database takes changes by now.
 _PATIENCE = 1.0
 Role = Literal["all", "api", "operator"]
@@ -152,15 +154,22 @@ async def _placed(control: ControlPlane) -> ControlPlane:
         pod = load_worker_pod(settings.worker_pod)
     except BadSettings as error:
         raise CannotStart(str(error)) from None
-    mount = settings.store_mount or str(settings.store_path)
+    if settings.in_bucket:
+        mount, url, claim = _SCRATCH, settings.store_url, None
+    else:
+        mount = settings.store_mount or str(settings.store_path)
+        url, claim = Path(mount).as_uri(), settings.store_claim
     site = Site(
         namespace=settings.namespace,
         installation=await installation.name(control.database),
         worker_url=settings.worker_url,
-        store_url=Path(mount).as_uri(),
-        store_claim=settings.store_claim,
+        store_url=url,
+        store_claim=claim,
         store_path=mount,
         pod=pod,
+        bucket=Bucket.of(os.environ, secret=settings.store_secret, scratch=settings.scratch_size)
+        if settings.in_bucket
+        else None,
     )
     resolver = Resolver(settings, control.database, control.store, site)
     return replace(control, site=site, resolver=resolver)

@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from api.domain.job import Reason
@@ -123,8 +122,9 @@ class KubernetesCluster:
             job=job,
             attempt=attempt,
             spec=spec,
-            inputs=placed(inputs, Path(site.store_path)),
+            inputs=placed(inputs, site.store_path if site.bucket is None else site.store_url),
             store=site.store_url,
+            scratch=None if site.bucket is None else site.store_path,
             control_url_file=f"{podspec.MOUNT}/control-url",
             token_file=f"{podspec.MOUNT}/token",
             termination_file=podspec.TERMINATION_FILE,
@@ -242,8 +242,12 @@ class KubernetesCluster:
         return self._jobs.keys() | self._pods.keys()
 
     async def _require_secrets(self, spec: JobSpec, project: str) -> None:
-        """Raises CannotStart unless every Secret that the spec names is one of its project."""
+        """Raises Held where the store's Secret is missing, CannotStart where the spec names one that is not its project's."""
         # With one sentence for those that are not there and for those of others: which there are is not told.
+        store = self._site.bucket.secret if self._site.bucket is not None else ""
+        if store and await self._api.get_metadata(SECRETS, store) is None:
+            said = f"namespace {self._site.namespace} has no Secret {store}, which holds the store's credentials"
+            raise Held(Reason.FORBIDDEN, f"{said}: an administrator makes it")
         for secret in sorted({secret for secret, _ in podspec.secrets(spec).values()}):
             found = await self._api.get_metadata(SECRETS, secret)
             if found is None or (found["metadata"].get("labels") or {}).get(labels.PROJECT) != project:
