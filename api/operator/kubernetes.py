@@ -242,7 +242,7 @@ class KubernetesCluster:
         return self._jobs.keys() | self._pods.keys()
 
     async def _require_secrets(self, spec: JobSpec, project: str) -> None:
-        """Raises Held where the store's Secret is missing, CannotStart where the spec names one that is not its project's."""
+        """Raises Held where the store's Secret is missing, CannotStart where the spec's are not all its project's."""
         # With one sentence for those that are not there and for those of others: which there are is not told.
         store = self._site.bucket.secret if self._site.bucket is not None else ""
         if store and await self._api.get_metadata(SECRETS, store) is None:
