@@ -18,6 +18,7 @@ from worker.contract.spec import Resources
 from worker.contract.values import quantity
 from worker.logs import Logs
 from worker.outcome import Failure, RankEnd
+from worker.workplace import APART
 
 _PIECE = 2**16
 
@@ -190,6 +191,8 @@ def environment(order: Order, number: int) -> dict[str, str]:
     }
     if resources.accelerator == "none":
         variables |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    if order.scratch is not None and resources.nodes > 1:
+        variables[APART] = "1"
     # DeepSpeed asks for an address, although the ranks meet by WORKER_RENDEZVOUS.
     if resources.nodes == 1:
         return variables | {"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}

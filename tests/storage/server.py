@@ -100,6 +100,8 @@ class Line:
         """Called with each request before the server hears of it; it may wait, and answer in its place."""
         self.after: Callable[[Request], None] = lambda _: None
         """Called once the server has done what was asked, before the caller hears of it."""
+        self.direct = server
+        """The server, past this line."""
         self._lock, self._writes = threading.Lock(), 0
         line, place = self, urlsplit(server.endpoint)
 

@@ -147,7 +147,9 @@ class Bucket:
 
     def _once(self, call: Callable[[], T]) -> T:
         try:
-            return call()
+            answer = call()
+            self.options.heard()
+            return answer
         except Exception as error:  # botocore's errors have no ancestor but this one
             raise self._failure(error) from None
 

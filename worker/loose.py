@@ -1,0 +1,80 @@
+"""What an attempt writes bit by bit: its spool, logs and curves, brought into the store every so often and at the end.
+
+So the operator can read them of an attempt that is dead. Nothing here may end a run: what cannot be put now is put
+later, or is lost.
+"""
+
+import os
+import threading
+from pathlib import Path
+
+from worker.contract.manifest import MANIFEST
+from worker.logs import log
+from worker.storage import ObjectStore
+
+_LOOSE = ("spool", "log", "tensorboard")
+# Of a log, its end: what is kept of it anyway.
+_LOG_TAIL = 2**20
+
+
+class Loose:
+    """The loose files of one attempt on this node."""
+
+    def __init__(self, store: ObjectStore, folder: Path, attempt: str, converted: set[str]):
+        """`attempt`: its folder's path in the store. `converted`: models that need not be put there again."""
+        self._store, self._folder, self._attempt, self._converted = store, folder, attempt, converted
+        self._there: dict[str, tuple[int, int]] = {}
+        self._lock = threading.Lock()
+        self._told = False
+
+    def sync(self) -> None:
+        """Puts what has changed, and removes from the spool what was delivered."""
+        with self._lock:
+            try:
+                self._sync()
+                self._put_converted()
+                self._told = False
+            except OSError as error:
+                if not self._told:
+                    self._told = True
+                    log(f"logs and spool are not in the store as they are here: {error.strerror or error}")
+
+    def _sync(self) -> None:
+        here: dict[str, tuple[int, int]] = {}
+        own = self._folder / self._attempt
+        for kind in _LOOSE:
+            for path in sorted((own / kind).rglob("*")):
+                name = path.relative_to(own).as_posix()
+                try:
+                    if path.name.startswith(".tmp-") or not path.is_file():
+                        continue
+                    found = path.stat()
+                    here[name] = (found.st_size, found.st_mtime_ns)
+                    if self._there.get(name) == here[name]:
+                        continue
+                    content = _end_of(path, _LOG_TAIL if kind == "log" else found.st_size)
+                except FileNotFoundError:
+                    # Delivered, and removed, just now.
+                    here.pop(name, None)
+                    continue
+                self._store.put_bytes(f"{self._attempt}/{name}", content)
+                self._there[name] = here[name]
+        gone = [name for name in self._there if name not in here]
+        self._store.remove_objects(f"{self._attempt}/{name}" for name in gone)
+        for name in gone:
+            del self._there[name]
+
+    def _put_converted(self) -> None:
+        """Models that were converted here need not be converted again elsewhere."""
+        for made in (self._folder / "cache" / "models").glob(f"*/{MANIFEST}"):
+            name = made.parent.name
+            if name not in self._converted:
+                self._store.put_folder(made.parent, f"cache/models/{name}")
+                self._converted.add(name)
+
+
+def _end_of(path: Path, most: int) -> bytes:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - most))
+        return file.read(most)
