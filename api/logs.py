@@ -18,8 +18,8 @@ CHUNK = 64 * 1024
 # Attempts whose files are remembered.
 _REMEMBERED = 256
 _MOST_ATTEMPTS = 2**31 - 1
-# A kept log may begin in the midst of what was said: `rank-0.from-4096.log`.
-_FILE = re.compile(r"rank-(\d{1,5})(?:\.from-(\d{1,18}))?\.log")
+NAME = re.compile(r"rank-(\d{1,5})(?:\.from-(\d{1,18}))?\.log")
+"""A rank's log; it may begin in the midst of what was said: `rank-0.from-4096.log`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def _in(store: Store, folder: str) -> dict[int, _File]:
     return {
         int(name[1]): _File(store, f"{folder}/{path}", int(name[2] or 0), stat.bytes)
         for path, stat in store.files(folder, "rank-").items()
-        if (name := _FILE.fullmatch(path))
+        if (name := NAME.fullmatch(path))
     }
 
 

@@ -4,7 +4,6 @@ So the operator can read them of an attempt that is dead. Nothing here may end a
 later, or is lost.
 """
 
-import os
 import threading
 from pathlib import Path
 
@@ -49,10 +48,14 @@ class Loose:
                     if path.name.startswith(".tmp-") or not path.is_file():
                         continue
                     found = path.stat()
+                    start = _begins(found.st_size) if kind == "log" else 0
+                    if start:
+                        # As the operator calls what it keeps of a long one.
+                        name = f"{name.removesuffix('.log')}.from-{start}.log"
                     here[name] = (found.st_size, found.st_mtime_ns)
                     if self._there.get(name) == here[name]:
                         continue
-                    content = _end_of(path, _LOG_TAIL if kind == "log" else found.st_size)
+                    content = _read(path, start, found.st_size)
                 except FileNotFoundError:
                     # Delivered, and removed, just now.
                     here.pop(name, None)
@@ -73,8 +76,12 @@ class Loose:
                 self._converted.add(name)
 
 
-def _end_of(path: Path, most: int) -> bytes:
+def _begins(size: int) -> int:
+    """Where what is put of a log begins. Not at another byte each time: it is a part of its name."""
+    return max(0, size // _LOG_TAIL - 1) * _LOG_TAIL
+
+
+def _read(path: Path, start: int, end: int) -> bytes:
     with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - most))
-        return file.read(most)
+        file.seek(start)
+        return file.read(end - start)

@@ -9,6 +9,7 @@ from sqlalchemy.exc import StatementError
 from api.domain.decide import Collected, Note
 from api.domain.job import Attempt, Job
 from api.domain.observation import Observation
+from api.logs import NAME as LOG_NAME
 from api.operator.cluster import Cluster, LogEnd
 from api.operator.folder import LOG_TAIL
 from api.store import operations_checkpoints, reports
@@ -155,9 +156,12 @@ def log_ends(store: Store, folder: str) -> dict[int, LogEnd]:
     """The end of each `rank-N.log` in a folder of the store, by rank."""
     found = {}
     for name, stat in store.files(folder, "rank-").items():
-        with contextlib.suppress(ValueError, FileNotFoundError):
-            rank, start = int(name.removeprefix("rank-").removesuffix(".log")), max(0, stat.bytes - LOG_TAIL)
-            found[rank] = LogEnd(start, store.read(f"{folder}/{name}", start, start + LOG_TAIL))
+        if (named := LOG_NAME.fullmatch(name)) is None:
+            continue
+        skipped = max(0, stat.bytes - LOG_TAIL)
+        with contextlib.suppress(FileNotFoundError):
+            content = store.read(f"{folder}/{name}", skipped, skipped + LOG_TAIL)
+            found[int(named[1])] = LogEnd(int(named[2] or 0) + skipped, content)
     return found
 
 
