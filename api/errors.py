@@ -126,7 +126,7 @@ def install(app: FastAPI) -> None:
         # Its own words are for whoever runs the control plane: they name the bucket.
         log.warning("%s", error.strerror or error)
         if isinstance(error, NotThere):
-            return response(409, "a part of this is not in the store any more")
+            return response(404, "a part of this is not in the store any more")
         if isinstance(error, Full):
             return response(507, "the store is full; make room in it, then try again")
         if isinstance(error, Away):

@@ -51,15 +51,15 @@ class S3:
 
 
 @contextlib.contextmanager
-def serving(log: Path) -> Iterator[S3]:
-    """Runs a server until the block ends."""
+def serving(log: Path, host: str = "127.0.0.1") -> Iterator[S3]:
+    """Runs a server at an address of this machine until the block ends."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
+            [sys.executable, "-m", "moto.server", "-H", host, "-p", "0"],
             stdout=output, stderr=subprocess.STDOUT, env=os.environ | {"MOTO_IAM_LOAD_MANAGED_POLICIES": "false"},
         )  # fmt: skip
     try:
-        found = until(lambda: re.search(r"Running on (http://127\.0\.0\.1:\d+)", log.read_text()), 90)
+        found = until(lambda: re.search(rf"Running on (http://{re.escape(host)}:\d+)", log.read_text()), 90)
         yield S3(found[1])
     finally:
         process.kill()
