@@ -42,6 +42,9 @@ class Fetching:
             shutil.rmtree(left, ignore_errors=True)
         if self._order.attempt == 1:
             return Chosen(None)
+        with contextlib.suppress(OSError):
+            # Nobody goes on with what earlier attempts had not put there whole, and it may be paid for.
+            self._store.abort_uploads(self._order.job_folder)
         found = checkpoint.candidates(
             [entry.path for entry in self._store.manifests(self._order.job_folder)], self._order.attempt
         )

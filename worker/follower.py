@@ -139,8 +139,8 @@ class Follower:
                 case Fetched(path=path, damaged=damaged):
                     self._leader.say({"store": {"fetched": path, "damaged": damaged}})
                 case Uploaded(message=message, files=files):
-                    said = {**message, "files": files.model_dump()["files"]}
-                    self._leader.say({"rank": min(self._by_number), "said": said})
+                    # Not as a word of the rank's: that may have ended meanwhile.
+                    self._leader.say({"store": {"part": message, "files": files.model_dump()["files"]}})
                 case Room(rank=rank, granted=granted):
                     self._by_number[rank].send({"room": granted})
                 case Said() as said:

@@ -5,6 +5,7 @@ later, or is lost.
 """
 
 import threading
+from collections.abc import Collection
 from pathlib import Path
 
 from worker.contract.manifest import MANIFEST
@@ -26,22 +27,23 @@ class Loose:
         self._lock = threading.Lock()
         self._told = False
 
-    def sync(self) -> None:
-        """Puts what has changed, and removes from the spool what was delivered."""
+    def sync(self, *kinds: str) -> None:
+        """Puts what has changed, and removes what is gone here, of these kinds; of none: of all, and models too."""
         with self._lock:
             try:
-                self._sync()
-                self._put_converted()
+                self._sync(kinds or _LOOSE)
+                if not kinds:
+                    self._put_converted()
                 self._told = False
             except OSError as error:
                 if not self._told:
                     self._told = True
                     log(f"logs and spool are not in the store as they are here: {error.strerror or error}")
 
-    def _sync(self) -> None:
+    def _sync(self, kinds: Collection[str]) -> None:
         here: dict[str, tuple[int, int]] = {}
         own = self._folder / self._attempt
-        for kind in _LOOSE:
+        for kind in kinds:
             for path in sorted((own / kind).rglob("*")):
                 name = path.relative_to(own).as_posix()
                 try:
@@ -62,7 +64,7 @@ class Loose:
                     continue
                 self._store.put_bytes(f"{self._attempt}/{name}", content)
                 self._there[name] = here[name]
-        gone = [name for name in self._there if name not in here]
+        gone = [name for name in self._there if name.split("/")[0] in kinds and name not in here]
         self._store.remove_objects(f"{self._attempt}/{name}" for name in gone)
         for name in gone:
             del self._there[name]

@@ -122,8 +122,13 @@ class Mirror:
 
     @property
     def settled(self) -> bool:
-        """Whether all that was sealed is in the store."""
-        return self._waiting == 0 and not self._parts
+        """Whether all that was sealed is in the store, the parts of other nodes too."""
+        return self.idle and not self._parts
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left for this node to put."""
+        return self._waiting == 0
 
     @property
     def given_up(self) -> bool:
@@ -173,6 +178,8 @@ class Mirror:
                 described = manifest.read(local)
                 where = told.path if self._alone else f"{told.path}/node-{self._node}"
                 self._store.put_files(local, where, described)
+                # What was before a checkpoint is not done again: what no report has carried must not be here alone.
+                self._loose.sync("spool")
                 if self._alone:
                     self._store.put_manifest(told.path, described)
                 self._told.add(told.path)
@@ -205,10 +212,6 @@ class Mirror:
         """Puts what the attempt hands over."""
         for output in outputs:
             self._put(f"the output {output.kind}", lambda path=output.path: self._put_whole(path))
-
-    def drop_parts(self) -> None:
-        """No other node has anything more to put: what lacks a part of theirs is no checkpoint."""
-        self._parts.clear()
 
     def hurry(self) -> None:
         """The attempt is to end: whoever waits for room may look up now."""

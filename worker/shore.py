@@ -24,7 +24,6 @@ class Shore:
         self.mirror = Mirror(order, local, 0, self._tell)
         self.failure: Outcome | None = None
         """Why the attempt cannot go on, if the store is why."""
-        self._per_node = order.spec.resources.per_node
         self._others = set(range(1, order.spec.resources.nodes))
         self._path: str | None = None
         self._fetched: dict[int, str] = {}
@@ -38,9 +37,9 @@ class Shore:
         """Whether all that was sealed is in the store, and told of."""
         if not self._begun:
             return True
-        # What some node never sealed makes no checkpoint.
-        waits = not self._idle >= self._others or not self.mirror.settled
-        return not waits and self._heard.empty()
+        # What some node never sealed makes no checkpoint. Looked at in this order: news come before the work is done.
+        done = self._idle >= self._others and self.mirror.idle
+        return done and self._heard.empty() and self._from_nodes.empty()
 
     def begin(self) -> None:
         """The attempt is accepted: it may write, and what it reads is fetched."""
@@ -51,8 +50,6 @@ class Shore:
     def takes(self, rank: int, message: dict[str, Any]) -> bool:
         """Whether a rank's message was for the mirrors."""
         match message:
-            case {"kind": "checkpoint", "files": files}:
-                self.mirror.part(message, rank // self._per_node, Manifest.model_validate({"files": files}))
             case {"kind": "checkpoint"}:
                 self.mirror.checkpoint(message)
             case {"kind": "room", "must": must}:
@@ -116,14 +113,14 @@ class Shore:
                 self._fetched[node] = damaged
                 if set(self._fetched) == self._others:
                     yield from self._all_fetched()
+            case {"part": message, "files": files}:
+                self.mirror.part(message, node, Manifest.model_validate({"files": files}))
             case {"kind": "event", "event": event}:
                 yield {"kind": "event", "event": Event.model_validate(event).model_dump(mode="json")}
             case {"failed": {"exit": code, "reason": reason, "message": message}}:
                 self._fail(Failed(code, reason, f"node {node}: {message}"))
             case {"idle": True}:
                 self._idle.add(node)
-                if self._idle >= self._others:
-                    self.mirror.drop_parts()
             case {"going": True}:
                 yield said
 

@@ -214,7 +214,7 @@ class ObjectStore:
                         self._bucket, self._pool, self.place.key(f"{path}/{name}"), entry.bytes, local, entry.sha256
                     )
                 except Damaged as damaged:
-                    raise Damaged(f"{into.name}/{name}: {damaged}") from None
+                    raise Damaged(f"{path.rpartition('/')[2]}/{name}: {damaged}") from None
             temporary.mkdir(parents=True, exist_ok=True)
             (temporary / MANIFEST).write_bytes(described.encode())
             shutil.rmtree(into, ignore_errors=True)
