@@ -129,8 +129,14 @@ class BucketStore:
         self.objects.remove(str(PurePosixPath(path)))
 
     def remove_unfinished(self, folder: str) -> None:
-        """See `Store`."""
+        """See `Store`: parts of files, and what was to become a checkpoint or an output and has no manifest."""
         self.objects.abort_uploads(folder)
+        for kind in ("checkpoints", "outputs"):
+            there = self.files(f"{folder}/{kind}")
+            whole = {path.partition("/")[0] for path in there if path.count("/") == 1 and path.endswith(f"/{MANIFEST}")}
+            self.objects.remove_objects(
+                f"{folder}/{kind}/{path}" for path in there if path.partition("/")[0] not in whole
+            )
 
     def remove_parts(self, older_than: timedelta) -> None:
         """See `Store`."""

@@ -90,6 +90,24 @@ def test_a_removal_that_is_cut_off_leaves_nothing_that_looks_whole(
     assert paths(store) == []
 
 
+def test_what_an_attempt_that_is_dead_had_not_finished_goes_and_nothing_else(
+    store: BucketStore, tmp_path: Path
+) -> None:
+    folder = f"jobs/{JOB}/a1"
+    put(store, write_model(tmp_path / "c"), f"{folder}/checkpoints/step-000000005")
+    put(store, write_model(tmp_path / "m"), OUTPUT)
+    store.write(f"{folder}/tensorboard/events", b"x")
+    kept = paths(store)
+    store.write(f"{folder}/checkpoints/step-000000010/node-1/model.bin", b"x")
+    store.write(f"{folder}/checkpoints/step-000000010/inner/{MANIFEST}", b"x")
+    store.write(f"{folder}/outputs/adapter/model.safetensors", b"x")
+    cut_off = store.objects.upload(f"{folder}/checkpoints/step-000000015/large")
+    cut_off.write(bytes(6 * 2**20))
+    store.remove_unfinished(folder)
+    assert paths(store) == kept
+    assert store.objects.abort_uploads() == 0
+
+
 def test_of_a_job_that_is_deleted_its_models_stay(store: BucketStore, tmp_path: Path) -> None:
     put(store, write_model(tmp_path / "m"), OUTPUT)
     for other in (f"{OUTPUT}-2/x", f"jobs/{JOB}/a1/log/rank-0.log", f"logs/{JOB}/a1/rank-0.log", "jobs/job-other/a1/x"):
