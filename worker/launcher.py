@@ -350,6 +350,8 @@ class Launcher:
             self._turn()
             if time.monotonic() >= patient_until:
                 shore.mirror.give_up()
+        if self._over:
+            shore.mirror.give_up()
         self._hear_store(shore)
         return shore.end(outcome)
 
