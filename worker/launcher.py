@@ -4,7 +4,6 @@ Its main thread sleeps until a rank, a signal or the reporter has something for 
 of other nodes follow it (`worker/follower.py`).
 """
 
-import math
 import queue
 import time
 import traceback
@@ -17,6 +16,7 @@ from worker.contract.order import Order
 from worker.contract.protocol import Exit, Finish
 from worker.crew import Crew, node_index
 from worker.errors import BadSpec
+from worker.grace import Grace
 from worker.logs import log
 from worker.outbox import Outbox
 from worker.outcome import Outcome, judge
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 ASK_WITHIN = 2.0
 # Seconds that ranks have to end by themselves after one of them failed.
 AFTER_FAILURE = 3.0
-# What of the grace is kept for the last reports: a share of it, and at most these seconds.
-_KEPT_SHARE, _KEPT_SECONDS = 0.2, 5.0
 # Seconds that the last reports may still take once a signal asks for the end; a call in flight is added.
 _HURRIED = 2.0
 # Seconds that the last of logs and spool may take into a store in a bucket.
@@ -115,7 +113,7 @@ class Launcher:
         self._stop: Stop | None = None
         self._stopping = "stopped when asked"
         self._kill_at: float | None = None
-        self._grace_ends_at: float | None = None
+        self._grace = Grace(order.spec.checkpoint.grace)
         self._gathered: dict[int, Any] = {}
         self._over = False
         self._refused: str | None = None
@@ -204,7 +202,7 @@ class Launcher:
             self._ask_to_stop("save")
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_at = None
-            if self._shore is not None and self._grace_is_over():
+            if self._shore is not None and self._grace.over:
                 self._shore.mirror.give_up()
             self._stopping = f"not done within the grace of {self._order.spec.checkpoint.grace:g} s"
             self._kill()
@@ -293,27 +291,16 @@ class Launcher:
             self._kill()
 
     def _begin_grace(self) -> None:
-        if self._grace_ends_at is None:
-            grace = self._order.spec.checkpoint.grace
-            self._grace_ends_at = time.monotonic() + grace
-            self._limit(self._work_until())
-
-    def _work_until(self) -> float:
-        """When the work must be done, so that the last reports fit into the grace too."""
-        grace = self._order.spec.checkpoint.grace
-        return (self._grace_ends_at or math.inf) - min(_KEPT_SHARE * grace, _KEPT_SECONDS)
-
-    def _grace_is_over(self) -> bool:
-        return time.monotonic() >= self._work_until()
+        if not self._grace.begun:
+            self._grace.begin()
+            self._limit(self._grace.work_until)
 
     def _limit(self, at: float) -> None:
         self._kill_at = at if self._kill_at is None else min(self._kill_at, at)
 
     def _drain_within(self) -> float:
         """Seconds that the last reports may take: after the grace, this process is killed too."""
-        if self._grace_ends_at is None:
-            return DRAIN
-        return max(0.0, min(DRAIN, self._grace_ends_at - time.monotonic()))
+        return min(DRAIN, self._grace.left)
 
     def _until_next_deadline(self) -> float | None:
         deadlines = [self._kill_at] if self._kill_at is not None else []
@@ -359,10 +346,12 @@ class Launcher:
             shore.mirror.outputs(outcome.finish.outputs)
         patient_until = time.monotonic() + shore.mirror.end_patience
         while not (shore.settled or shore.failure or self._over or shore.mirror.given_up):
-            self._kill_at = min(patient_until, self._work_until())
+            self._kill_at = min(patient_until, self._grace.work_until)
             self._turn()
             if time.monotonic() >= patient_until:
                 shore.mirror.give_up()
+        if self._over:
+            shore.mirror.give_up()
         self._hear_store(shore)
         return shore.end(outcome)
 
@@ -383,7 +372,7 @@ class Launcher:
 
     def _hurry(self) -> None:
         """The ranks are done: this must be over before whoever asks for the end kills it, or nobody knows that."""
-        if self._grace_ends_at is None:
+        if not self._grace.begun:
             self._reporter.hurry(_HURRIED)
 
 

@@ -5,6 +5,7 @@ start; puts what they sealed, and tells of it only once its manifest lies in the
 It outlives its ranks: what they sealed before they failed still gets there.
 """
 
+import errno
 import os
 import queue
 import shutil
@@ -346,6 +347,8 @@ def _reached(url: str, options: Options) -> ObjectStore:
 def _failed(error: OSError) -> Failed:
     """What a store's failure means for the attempt."""
     said = str(error.strerror or error)
+    if error.errno == errno.ENOSPC:
+        return Failed(Exit.FAILED, StoreFull.reason, f"the folder that the attempt works in has no room left: {said}")
     match error:
         case Full():
             return Failed(Exit.FAILED, StoreFull.reason, f"{said}; free some, or lower checkpoint.keep")
