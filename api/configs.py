@@ -1,20 +1,21 @@
 """The configurations of the models that a spec refers to, without a look at their weights."""
 
-import asyncio
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from api import hub
-from api.folder import Store
 from api.inputs import Resolver
 from api.settings import Settings
+from api.stores import Store
 from api.weights import NotAModel, read_config
 from worker.contract import adapters
 from worker.contract.check import InvalidSpec
+from worker.contract.manifest import Damaged
 from worker.contract.order import Input
 from worker.contract.problem import Problem
 from worker.contract.spec import JobSpec
+from worker.storage.failures import StorageFailure
 
 # What a GGUF file's metadata call what a configuration has, behind the architecture's name.
 _GGUF = {
@@ -36,8 +37,10 @@ async def configurations(
     problems, found = [], {}
     for path, given in inputs.items():
         try:
-            found[path] = await asyncio.to_thread(_read, given, store, settings)
-        except (NotAModel, hub.NotFound, OSError) as error:
+            found[path] = await store.run(_read, given, store, settings)
+        except StorageFailure:
+            raise  # nobody's reference is to blame
+        except (NotAModel, Damaged, hub.NotFound, OSError) as error:
             # A tokenizer needs no configuration; a model's sizes are in it.
             if not path.endswith(".tokenizer"):
                 problems.append(Problem(path, str(error)))
@@ -49,7 +52,13 @@ async def configurations(
 def _read(given: Input, store: Store, settings: Settings) -> dict[str, Any]:
     if given.kind == "hub":
         return hub.config(given.location, given.sha256, settings.hub_timeout)
-    path = store.inside(given.location) if given.kind == "model" else Path(given.location)
+    if given.kind == "model":
+        with store.described(given.location) as folder:
+            return _config(folder)
+    return _config(Path(given.location))
+
+
+def _config(path: Path) -> dict[str, Any]:
     files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
     if len(files) == 1 and not (path / "config.json").is_file():
         stat = files[0].stat()

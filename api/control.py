@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from api.folder import Store
+from api.folder import FolderStore
 from api.inputs import Resolver
 from api.logs import Logs
 from api.operator.site import Site
@@ -15,6 +15,7 @@ from api.settings import Settings
 from api.store.database import Database
 from api.store.postgres import Limits
 from api.store.wakeups import Wakeups
+from api.stores import Store
 from api.streams import Streams
 from api.telemetry import Telemetry
 from api.tokens import Tokens
@@ -59,7 +60,7 @@ class ControlPlane:
     def of(cls, settings: Settings, *, operates: bool = False) -> "ControlPlane":
         """Made from its settings; nothing is opened yet. `operates`: it serves the operator alone."""
         database = Database(settings.database, limits(settings, operates=operates))
-        store = Store(settings.store_path)
+        store = open_store(settings)
         return cls(
             settings=settings,
             database=database,
@@ -73,6 +74,16 @@ class ControlPlane:
             pulse=Pulse(),
             trust=Trust(database),
         )
+
+
+def open_store(settings: Settings) -> Store:
+    """The store that the settings name; nothing is asked of it yet."""
+    if not settings.in_bucket:
+        return FolderStore(settings.store_path, settings.store_url)
+    # What speaks to buckets is slow to import.
+    from api.bucket import BucketStore
+
+    return BucketStore(settings.store_url)
 
 
 def limits(settings: Settings, *, operates: bool) -> Limits:

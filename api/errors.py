@@ -18,6 +18,7 @@ from starlette.routing import Route
 from api.store.reports import AttemptOver, JobGone, Misplaced
 from api.store.trouble import Trouble, Unavailable, trouble, words
 from worker.contract.problem import Problem
+from worker.storage.failures import Away, Full, NotThere, StorageFailure
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
@@ -119,6 +120,19 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Misplaced)
     async def misplaced(request: Request, error: Misplaced) -> Response:
         return response(422, str(error))
+
+    @app.exception_handler(StorageFailure)
+    async def no_store(request: Request, error: StorageFailure) -> Response:
+        # Its own words are for whoever runs the control plane: they name the bucket.
+        log.warning("%s", error.strerror or error)
+        if isinstance(error, NotThere):
+            return response(404, "a part of this is not in the store any more")
+        if isinstance(error, Full):
+            return response(507, "the store is full; make room in it, then try again")
+        if isinstance(error, Away):
+            return response(503, "the store does not answer; try again", headers={"Retry-After": "5"})
+        said = "the store refuses what the control plane asks of it; its administrator finds in the log why"
+        return response(503, said, headers={"Retry-After": "30"})
 
     @app.exception_handler(OSError)
     async def unwritable(request: Request, error: OSError) -> Response:

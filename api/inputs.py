@@ -4,34 +4,34 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
-from sqlalchemy.ext.asyncio import AsyncSession
-
 from api import hub
 from api.fit import unfit
-from api.folder import Store
 from api.foreseen import foreseen
 from api.operator.site import Site
 from api.patterns import unfit_patterns
-from api.rows import comparing, line_without_answer, unfit_rows
+from api.rows import comparing, unfit_rows
 from api.runnable import not_runnable
 from api.services import unfit_services
 from api.settings import Settings
 from api.store import files, models
 from api.store.database import Database
+from api.stores import Store
 from api.weights import Config, Known, NotAModel, Weights
 from worker.contract.check import InvalidSpec
-from worker.contract.manifest import file_sha256
+from worker.contract.manifest import Damaged, file_sha256
 from worker.contract.order import Input
 from worker.contract.pipeline import PipelineSpec
 from worker.contract.problem import Problem
 from worker.contract.references import Wanted, references
-from worker.contract.rows import BadRow, RowKind, check_rows
+from worker.contract.rows import BadRow, RowKind, check_rows, first_without_answer
 from worker.contract.spec import JobSpec
 from worker.contract.steps import PREFIX as STEPS
 from worker.contract.steps import need_of
+from worker.storage.failures import NotThere, StorageFailure
 
 T = TypeVar("T")
 
@@ -131,11 +131,10 @@ class Resolver:
         if kind not in wanted.rows:
             needed = "` or `".join(wanted.rows)
             raise Unresolved(f"its rows have `{kind}`, but {spec.stage.type} needs rows with `{needed}`")
-        if kind == "prompt" and (term := comparing(spec)) is not None:
-            place = self._store.inside(given.location) if given.kind == "file" else Path(given.location)
-            if (line := await _in_thread(line_without_answer, place)) is not None:
-                said = f"with which the reward's term `{term}` compares; give one in every row, or leave the term out"
-                raise Unresolved(f"line {line} has no `answer`, {said}")
+        term = comparing(spec) if kind == "prompt" else None
+        if term is not None and (line := await _in_thread(self._without_answer, given, store=self._store)) is not None:
+            said = f"with which the reward's term `{term}` compares; give one in every row, or leave the term out"
+            raise Unresolved(f"line {line} has no `answer`, {said}")
         return given, kind
 
     async def _file(self, reference: str, project: str) -> tuple[Input, RowKind]:
@@ -147,6 +146,12 @@ class Resolver:
             raise Unresolved(f"there is no file {id!r}; upload it with POST /v1/files") from None
         given = Input(reference=reference, kind="file", location=row.path, sha256=row.sha256, rows=row.rows)
         return given, cast(RowKind, row.kind)
+
+    def _without_answer(self, given: Input) -> int | None:
+        if given.kind == "file":
+            return first_without_answer(self._store.lines(given.location))
+        with Path(given.location).open("rb") as lines:
+            return first_without_answer(lines)
 
     def _data_path(self, reference: str) -> tuple[Input, RowKind]:
         path = self._allowed(reference)
@@ -164,8 +169,7 @@ class Resolver:
 
     async def _model(self, reference: str, project: str, *, tokenizer_only: bool) -> tuple[Input, Known]:
         if reference.startswith("models/"):
-            async with self._database.reading() as session:
-                return await self._registered(session, reference, project, tokenizer_only=tokenizer_only)
+            return await self._registered(reference, project, tokenizer_only=tokenizer_only)
         if reference.startswith(("/", "./")):
             return await _in_thread(self._model_path, reference, tokenizer_only)
         try:
@@ -174,16 +178,20 @@ class Resolver:
             raise Unresolved(str(error)) from None
         return Input(reference=reference, kind="hub", location=reference, sha256=found.sha256), found
 
-    async def _registered(
-        self, session: AsyncSession, reference: str, project: str, *, tokenizer_only: bool
-    ) -> tuple[Input, Known]:
+    async def _registered(self, reference: str, project: str, *, tokenizer_only: bool) -> tuple[Input, Known]:
         name = reference.removeprefix("models/")
         try:
-            row = await models.get(session, name, project)
+            async with self._database.reading() as session:
+                row = await models.get(session, name, project)
         except models.NoSuchModel:
             raise Unresolved(f"there is no model {name!r}; GET /v1/models lists them") from None
-        path = self._store.inside(row.path)
-        known = await _in_thread(self._look, path, tokenizer_only)
+        try:
+            look = partial(self._store.look, row.path, tokenizer_only=tokenizer_only)
+            known = await _in_thread(look, store=self._store)
+        except NotAModel as error:
+            raise Unresolved(str(error)) from None
+        except Damaged as error:
+            raise Unresolved(f"{name!r} is damaged in the store: {error}") from None
         if known.sha256 != row.sha256:
             raise Unresolved(f"{name!r} is damaged in the store: its files do not have their hashes any more")
         return models.as_input(row), known
@@ -222,7 +230,9 @@ class Resolver:
     def _is_kept(self, path: Path) -> bool:
         """Whether it may be another project's: by a path, the data folder and the store would be open to all keys."""
         settings = self._settings
-        kept = (settings.data, settings.store_path) if settings.auth == "keys" else ()
+        if settings.auth != "keys":
+            return False
+        kept = [settings.data] if settings.in_bucket else [settings.data, settings.store_path]
         return any(path.is_relative_to(_real(folder)) for folder in kept)
 
 
@@ -234,9 +244,13 @@ def _real(path: Path) -> Path:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from None
 
 
-async def _in_thread(call: Callable[..., T], *args: object) -> T:
+async def _in_thread(call: Callable[..., T], *args: object, store: Store | None = None) -> T:
     """Runs what blocks; what the disk refuses is the reference's fault, in a sentence."""
     try:
-        return await asyncio.to_thread(call, *args)
+        return await (store.run(call, *args) if store is not None else asyncio.to_thread(call, *args))
+    except NotThere:
+        raise Unresolved("is not in the store any more") from None
+    except StorageFailure:
+        raise  # nobody's reference is to blame
     except OSError as error:
         raise Unresolved(f"cannot be read: {error.strerror or error}") from None

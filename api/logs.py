@@ -1,19 +1,25 @@
 """The logs of an attempt's ranks: from its folder while it lives, from the store afterwards."""
 
-import os
+import math
 import re
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from api.folder import Store
+from api.folder import FolderStore
+from api.stores import Store, kept_logs, live_logs
 
 # What is shown and kept of one rank's log.
 TAIL = 2**20
 CHUNK = 64 * 1024
+# Attempts whose files are remembered.
+_REMEMBERED = 256
 _MOST_ATTEMPTS = 2**31 - 1
-# A kept log may begin in the midst of what was said: `rank-0.from-4096.log`.
-_FILE = re.compile(r"rank-(\d{1,5})(?:\.from-(\d{1,18}))?\.log")
+NAME = re.compile(r"rank-(\d{1,5})(?:\.from-(\d{1,18}))?\.log")
+"""A rank's log; it may begin in the midst of what was said: `rank-0.from-4096.log`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +33,23 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A log's file, whose first byte is the log's byte `start`."""
+    """A log's file in `store`, whose first byte is the log's byte `start`, as it was when it was looked at."""
 
-    path: Path
+    store: Store
+    path: str
     start: int
+    bytes: int
 
 
 class Logs:
-    """Reads logs. All calls block, briefly."""
+    """Reads logs. All calls block, as long as the store does: call them by its `run`."""
 
     def __init__(self, data: Path, store: Store) -> None:
-        self._attempts = data / "attempts"
+        # Where attempts of this machine have theirs, wherever the store is.
+        self._attempts = FolderStore(data / "attempts")
         self._store = store
+        self._seen: OrderedDict[tuple[str, int], tuple[float, dict[int, _File]]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def ranks(self, job: str, attempt: int) -> list[int]:
         """The ranks that have a log."""
@@ -48,9 +59,8 @@ class Logs:
         """The last MiB of a rank's log, or its last `lines` lines."""
         if (found := self._files(job, attempt).get(rank)) is None:
             return ""
-        with found.path.open("rb") as file:
-            begin = file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-            raw = file.read(TAIL)
+        begin = max(0, found.bytes - TAIL)
+        raw = _read(found, begin, begin + TAIL)
         if begin or found.start:
             raw = raw.partition(b"\n")[2]
         text = raw.decode("utf-8", "replace")
@@ -61,27 +71,52 @@ class Logs:
 
         Offsets count from the log's first byte, kept or not: what is not kept any more is passed over.
         """
-        if (found := self._files(job, attempt).get(rank)) is None:
+        if (found := self._files(job, attempt, remembered=not last).get(rank)) is None:
             return None
         offset = max(offset, found.start)
-        with found.path.open("rb") as file:
-            file.seek(offset - found.start)
-            raw = file.read(CHUNK)
+        if offset - found.start >= found.bytes:
+            return None
+        raw = _read(found, offset - found.start, offset - found.start + CHUNK)
         if not last or len(raw) == CHUNK:
             # A line that fills the chunk is cut; else the next turn has its end.
             cut = raw.rfind(b"\n") + 1
             raw = raw[:cut] if cut or len(raw) < CHUNK else _whole_characters(raw)
         return Part(rank, raw.decode("utf-8", "replace"), offset + len(raw)) if raw else None
 
-    def _files(self, job: str, attempt: int) -> dict[int, _File]:
-        """The log of each rank: the live one, or else the kept one."""
-        found: dict[int, _File] = {}
-        live = (self._attempts / f"{job}-a{attempt}" / "log", self._store.live_logs(job, attempt))
-        for folder in (self._store.kept_logs(job, attempt), *live):
-            for path in folder.iterdir() if folder.is_dir() else ():
-                if name := _FILE.fullmatch(path.name):
-                    found[int(name[1])] = _File(path, int(name[2] or 0))
+    def _files(self, job: str, attempt: int, *, remembered: bool = True) -> dict[int, _File]:
+        """The log of each rank: the live one, or else the kept one. `remembered`: as it was a moment ago will do."""
+        if here := _in(self._attempts, f"{job}-a{attempt}/log"):
+            return here
+        memory, key = self._store.memory if remembered else 0.0, (job, attempt)
+        if memory:
+            with self._lock:
+                when, known = self._seen.get(key, (-math.inf, {}))
+            if time.monotonic() - when < memory:
+                return known
+        found = _in(self._store, kept_logs(job, attempt)) | _in(self._store, live_logs(job, attempt))
+        with self._lock:
+            self._seen[key] = time.monotonic(), found
+            self._seen.move_to_end(key)
+            while len(self._seen) > _REMEMBERED:
+                self._seen.popitem(last=False)
         return found
+
+
+def _in(store: Store, folder: str) -> dict[int, _File]:
+    """The log of each rank in a folder."""
+    return {
+        int(name[1]): _File(store, f"{folder}/{path}", int(name[2] or 0), stat.bytes)
+        for path, stat in store.files(folder, "rank-").items()
+        if (name := NAME.fullmatch(path))
+    }
+
+
+def _read(file: _File, start: int, end: int) -> bytes:
+    try:
+        return file.store.read(file.path, start, end)
+    except FileNotFoundError:
+        # It was kept, or removed, since it was seen: the next look finds it where it is now.
+        return b""
 
 
 @dataclass(slots=True)

@@ -1,7 +1,6 @@
 """Whether rows will do for what a spec makes of them, where that takes more than their kind."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from api.weights import Config
 from worker.contract.evaluation import EvaluateStage
@@ -9,7 +8,7 @@ from worker.contract.mixes import unfit_answers
 from worker.contract.order import Input
 from worker.contract.problem import Problem
 from worker.contract.rewards import ExactMatchTerm, Reward
-from worker.contract.rows import RowKind, first_without_answer
+from worker.contract.rows import RowKind
 from worker.contract.spec import JobSpec
 from worker.contract.stages import PretrainStage
 
@@ -66,9 +65,3 @@ def comparing(spec: JobSpec) -> str | None:
     """The reward's first term that compares with a row's `answer`, by its name."""
     reward: Reward | None = getattr(spec.stage, "reward", None)
     return next((t.title for t in reward.terms if isinstance(t, ExactMatchTerm)), None) if reward is not None else None
-
-
-def line_without_answer(path: Path) -> int | None:
-    """The first line of a file of prompts, checked before, that has no `answer`. Raises OSError."""
-    with path.open("rb") as lines:
-        return first_without_answer(lines)

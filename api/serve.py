@@ -21,6 +21,7 @@ from api.control import ControlPlane, limits
 from api.domain.decide import Rules
 from api.domain.outcome import Backoff
 from api.inputs import Resolver
+from api.leftovers import sweep, sweeping
 from api.main import create_app, create_health_app, create_worker_app
 from api.operator.cluster import Cluster
 from api.operator.kube_api import KubeApi, NoCluster, connect
@@ -29,19 +30,22 @@ from api.operator.leader import Leader
 from api.operator.local import LocalCluster
 from api.operator.namespaces import Namespaces
 from api.operator.reconciler import Operator
-from api.operator.site import Site, load_worker_pod
+from api.operator.site import Bucket, Site, load_worker_pod
 from api.patience import protocol, room
 from api.settings import BadSettings, Settings
 from api.store import installation, keys
 from api.store.database import DEFAULT_PROJECT, Database
 from api.store.migrate import migrate
 from api.store.trouble import Trouble, Unavailable, trouble, words
-from api.uploads import sweep
+from api.stores import sentence
+from worker.storage.failures import StorageFailure
 
 # Jobs that are worked on at once where the work is mostly to wait for an API server.
 _AT_ONCE = 100
 # Bytes that the system holds of what is written to a connection and not sent yet.
 _UNSENT = 128 * 1024
+# In pods: what they have of a store in a bucket.
+_SCRATCH = "/scratch"
 # Seconds between two looks whether the database takes changes by now.
 _PATIENCE = 1.0
 Role = Literal["all", "api", "operator"]
@@ -83,15 +87,19 @@ async def running(settings: Settings, role: Role = "all") -> AsyncIterator[Runni
             stack.enter_context(_only_one(settings.data / "lock"))
         control = ControlPlane.of(settings, operates=role == "operator")
         stack.push_async_callback(control.database.dispose)
+        stack.callback(control.store.close)
         stack.push_async_callback(control.wakeups.close)
         await open_database(control.database)
         try:
-            await asyncio.to_thread(control.store.prepare)
+            await control.store.run(control.store.prepare)
+        except StorageFailure as error:
+            raise CannotStart(f"STORE: {sentence(error)}") from None
         except OSError as error:
             raise CannotStart(f"the store {settings.store_path} cannot be written: {error.strerror}") from None
         with usable(control.database):
             await _let_in(control)
-            await sweep(control.store, control.database)
+            with contextlib.suppress(StorageFailure):  # it is swept later
+                await sweep(control.store, control.database)
             control = await _placed(control)
             settled = role == "api" or await _settled(control)
         url = worker_url = None
@@ -111,6 +119,9 @@ async def running(settings: Settings, role: Role = "all") -> AsyncIterator[Runni
             health, _ = await _listen(create_health_app(control), settings, settings.host, settings.health_port, tasks)
             servers.append(health)
         this = Running(control, url, worker_url)
+        if role in ("all", "api"):
+            sweeper = sweeping(control.store, control.database, this.stopping)
+            tasks.append(asyncio.create_task(sweeper, name="sweep"))
         if role in ("all", "operator"):
             database = control.database
             if role == "all" and not settings.sqlite:
@@ -146,15 +157,22 @@ async def _placed(control: ControlPlane) -> ControlPlane:
         pod = load_worker_pod(settings.worker_pod)
     except BadSettings as error:
         raise CannotStart(str(error)) from None
-    mount = settings.store_mount or str(settings.store_path)
+    if settings.in_bucket:
+        mount, url, claim = _SCRATCH, settings.store_url, None
+    else:
+        mount = settings.store_mount or str(settings.store_path)
+        url, claim = Path(mount).as_uri(), settings.store_claim
     site = Site(
         namespace=settings.namespace,
         installation=await installation.name(control.database),
         worker_url=settings.worker_url,
-        store_url=Path(mount).as_uri(),
-        store_claim=settings.store_claim,
+        store_url=url,
+        store_claim=claim,
         store_path=mount,
         pod=pod,
+        bucket=Bucket.of(os.environ, secret=settings.store_secret, scratch=settings.scratch_size)
+        if settings.in_bucket
+        else None,
     )
     resolver = Resolver(settings, control.database, control.store, site)
     return replace(control, site=site, resolver=resolver)
@@ -263,7 +281,7 @@ async def _cluster(control: ControlPlane) -> AsyncIterator[Cluster]:
         for namespace in settings.for_attempts:
             site = replace(control.site, namespace=namespace)
             opened = KubernetesCluster.open(
-                KubeApi(client, namespace), site, control.store.root, silence=settings.watch_silence
+                KubeApi(client, namespace), site, control.store, silence=settings.watch_silence
             )
             followed[namespace] = await stack.enter_async_context(opened)
         first = followed.pop(settings.namespace)
@@ -279,7 +297,7 @@ async def _reconcile(control: ControlPlane, database: Database, cluster: Cluster
         tokens=control.tokens,
         # With SQLite the data folder's lock says that no other control plane is up.
         leader=Leader(database, seconds=settings.lease, alone=settings.sqlite),
-        store=control.store.root,
+        store=control.store,
         # On Kubernetes, its scheduler and its queues give places.
         concurrency=16 if settings.cluster == "local" else _AT_ONCE,
         places=settings.local_jobs if settings.cluster == "local" else None,

@@ -12,6 +12,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from worker.storage.place import Place, is_object_store
+
 MIB = 2**20
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
@@ -83,6 +85,17 @@ class Settings(BaseSettings):
     store_mount: str = Field(
         default="", description="on Kubernetes: where pods mount that volume; absent: at the store's path here"
     )
+    store_secret: str = Field(
+        default="",
+        description="on Kubernetes, with a store in a bucket: the Secret in the namespaces of attempts that holds "
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; absent: pods have an identity of their own",
+        pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$",
+    )
+    scratch_size: str = Field(
+        default="",
+        description="on Kubernetes, with a store in a bucket: how much of it a pod may have on its node, such as 200Gi",
+        pattern=r"^([0-9.]+(k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?)?$",
+    )
     local_jobs: Annotated[int, Field(ge=1, le=64)] = Field(default=1, description="jobs that run at once")
     back_off: Annotated[float, Field(gt=0, le=300)] = Field(
         default=10.0, description="before a next attempt; doubles with each one in a row, up to 5 minutes"
@@ -109,7 +122,11 @@ class Settings(BaseSettings):
     )
     worker_host: str = Field(default="127.0.0.1", description="where workers report to; each call needs a token")
     worker_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    store: str = Field(default="", description="absent: file://DATA/store")
+    store: str = Field(
+        default="",
+        description="file:///folder, or s3://bucket/prefix with the credentials and the endpoint in the AWS_* "
+        "variables; absent: file://DATA/store",
+    )
     allowed_paths: Annotated[list[Path], NoDecode] = Field(
         default_factory=lambda: [Path.cwd()],
         description=f"folders, joined by {os.pathsep!r}, whose models and data a spec may name by path",
@@ -158,10 +175,13 @@ class Settings(BaseSettings):
 
     @field_validator("store")
     @classmethod
-    def _file_store(cls, value: str) -> str:
+    def _known_store(cls, value: str) -> str:
+        if is_object_store(value):
+            return Place.of(value).url
         parts = urlsplit(value)
         if value and (parts.scheme != "file" or parts.netloc or not parts.path.startswith("/")):
-            raise ValueError(f"{value} is not a store that is known; write file:///folder")
+            # What it was may hold a secret.
+            raise ValueError("is not a store that is known; write file:///folder, or s3://bucket/prefix")
         return value
 
     @field_validator("database_url")
@@ -203,7 +223,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _whole_cluster(self) -> "Settings":
         if self.cluster == "kubernetes":
-            needed = {"WORKER_POD": self.worker_pod, "WORKER_URL": self.worker_url, "STORE_CLAIM": self.store_claim}
+            needed = {"WORKER_POD": self.worker_pod, "WORKER_URL": self.worker_url}
+            if not self.in_bucket:
+                needed["STORE_CLAIM"] = self.store_claim
             if missing := [name for name, value in needed.items() if not value]:
                 raise ValueError(f"CLUSTER=kubernetes needs {', '.join(missing)}, too")
             parts = urlsplit(self.worker_url)
@@ -217,6 +239,21 @@ class Settings(BaseSettings):
         elif self.namespaces:
             raise ValueError("NAMESPACES: there are none without CLUSTER=kubernetes")
         return self
+
+    @model_validator(mode="after")
+    def _one_store(self) -> "Settings":
+        of_a_volume = {"STORE_CLAIM": self.store_claim, "STORE_MOUNT": self.store_mount}
+        of_a_bucket = {"STORE_SECRET": self.store_secret, "SCRATCH_SIZE": self.scratch_size}
+        if self.in_bucket and (given := [name for name, value in of_a_volume.items() if value]):
+            raise ValueError(f"{', '.join(given)}: a store in a bucket is no volume; leave it out")
+        if not self.in_bucket and (given := [name for name, value in of_a_bucket.items() if value]):
+            raise ValueError(f"{', '.join(given)}: is for STORE=s3://…; leave it out")
+        return self
+
+    @property
+    def in_bucket(self) -> bool:
+        """Whether the store is a bucket, and no folder."""
+        return is_object_store(self.store)
 
     @property
     def for_attempts(self) -> tuple[str, ...]:
@@ -238,7 +275,9 @@ class Settings(BaseSettings):
 
     @cached_property
     def store_path(self) -> Path:
-        """The store's folder."""
+        """The store's folder. There is none where it is a bucket."""
+        if self.in_bucket:
+            raise ValueError(f"{self.store} is no folder")
         return Path(unquote(urlsplit(self.store).path)) if self.store else self.data / "store"
 
     @property

@@ -1,23 +1,15 @@
 """Uploads: multipart, streamed to the store, each line checked and hashed as it comes."""
 
-import asyncio
-import contextlib
 import hashlib
-import os
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import IO
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from api.errors import Refusal, invalid
-from api.folder import Store, sync_folder
-from api.store import files
-from api.store.database import Database
+from api.stores import Store, Upload
 from worker.contract.problem import Problem
 from worker.contract.rows import MAX_LINE_BYTES, BadRow, RowChecker
 
@@ -28,8 +20,6 @@ _MAX_FIELD = 4096
 PURPOSE = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
 # Boundaries and headers of the form around the file.
 FORM_OVERHEAD = 64 * 1024
-# Files that are looked up at once.
-_SWEPT = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +40,14 @@ def too_large(limit: int) -> Refusal:
 
 
 class Receiver:
-    """Takes a data file's bytes: writes, hashes and checks them. Remove `path` if it fails."""
+    """Takes a data file's bytes: writes, hashes and checks them. Discard `upload` if it fails."""
 
-    def __init__(self, path: Path, limit: int) -> None:
-        self.path, self.limit = path, limit
+    def __init__(self, upload: Upload, limit: int) -> None:
+        self.upload, self.limit = upload, limit
         self.bytes = 0
         self._hash = hashlib.sha256()
         self._rows = RowChecker()
         self._rest = bytearray()
-        self._kept = False
-        self._file: IO[bytes] = path.open("xb")
 
     def take(self, data: bytes) -> None:
         """The next bytes. Raises Refusal: too large, or a line that is no row."""
@@ -67,7 +55,7 @@ class Receiver:
         if self.bytes > self.limit:
             raise too_large(self.limit)
         self._hash.update(data)
-        self._file.write(data)
+        self.upload.write(data)
         self._rest += data
         if b"\n" in data:
             *lines, rest = bytes(self._rest).split(b"\n")
@@ -79,35 +67,15 @@ class Receiver:
             self._check(bytes(self._rest))
 
     def end(self) -> tuple[str, int, str]:
-        """Kind, rows and SHA-256, once all bytes are on disk. Raises Refusal."""
+        """Kind, rows and SHA-256, once no byte can be lost any more. Raises Refusal."""
         if self._rest:
             self._check(bytes(self._rest))
         try:
             summary = self._rows.summary()
         except BadRow as error:
             raise invalid([Problem("file", str(error))]) from None
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        self.upload.end()
         return summary.kind, summary.rows, self._hash.hexdigest()
-
-    def keep(self, final: Path) -> None:
-        """Puts the file in its place, too; call it before the commit. A row without its bytes would be a lie."""
-        final.hardlink_to(self.path)
-        sync_folder(final.parent)
-        self._kept = True
-
-    def settle(self) -> None:
-        """Takes away the temporary name, which tells `sweep` that there may be no row; call it after the commit."""
-        self.path.unlink(missing_ok=True)
-
-    def discard(self) -> None:
-        """Leaves nothing behind, unless `keep` was called: then nobody but the database knows what is right."""
-        # On a full disk it has bytes that cannot be written any more, and says so once more.
-        with contextlib.suppress(OSError):
-            self._file.close()
-        if not self._kept:
-            self.path.unlink(missing_ok=True)
 
     def _check(self, line: bytes) -> None:
         try:
@@ -205,8 +173,8 @@ class Form:
         self._ended = True
 
 
-async def receive(chunks: AsyncIterator[bytes], form: Form) -> Uploaded:
-    """Feeds a request's body to the form. Raises Refusal, OSError; the caller discards the receiver then."""
+async def receive(chunks: AsyncIterator[bytes], form: Form, store: Store) -> Uploaded:
+    """Feeds a request's body to the form. Raises Refusal, OSError; the caller discards the upload then."""
     batch: list[bytes] = []
     size = whole = 0
     async for chunk in chunks:
@@ -217,21 +185,8 @@ async def receive(chunks: AsyncIterator[bytes], form: Form) -> Uploaded:
             raise too_large(form.receiver.limit)
         size += len(chunk)
         if size >= _BATCH:
-            await asyncio.to_thread(form.take, b"".join(batch))
+            await store.run(form.take, b"".join(batch))
             batch, size = [], 0
     if batch:
-        await asyncio.to_thread(form.take, b"".join(batch))
-    return await asyncio.to_thread(form.end)
-
-
-async def sweep(store: Store, database: Database) -> None:
-    """Removes what uploads left behind whose process died: also the bytes that were in place, but never committed."""
-    ids = await asyncio.to_thread(store.unsettled_files)
-    for start in range(0, len(ids), _SWEPT):
-        part = ids[start : start + _SWEPT]
-        known = await database.look(partial(files.known, ids=part))
-        for id in part:
-            if id not in known:
-                await asyncio.to_thread(store.remove, f"files/{id}.jsonl")
-            # Last: as long as it is there, the next start looks again.
-            await asyncio.to_thread(store.temporary_file(id).unlink, missing_ok=True)
+        await store.run(form.take, b"".join(batch))
+    return await store.run(form.end)

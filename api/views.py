@@ -316,7 +316,7 @@ class ModelView(View):
     bytes: int
     sha256: str = Field(description="of its manifest")
     created_at: Time
-    location: str | None = Field(default=None, description="its folder, on the control plane's machine")
+    location: str | None = Field(default=None, description="its folder, on the control plane's machine or in a bucket")
 
 
 class LineageView(ModelView):

@@ -15,7 +15,13 @@ from tests.postgres import server as own_server
 
 # Here, not in a conftest of their own: all tests of a session share one cluster and its images, whichever folder they
 # are in.
-pytest_plugins = ["tests.parallel", "tests.cluster.meanwhile", "tests.kubernetes.fixtures", "tests.images.fixtures"]
+pytest_plugins = [
+    "tests.parallel",
+    "tests.cluster.meanwhile",
+    "tests.kubernetes.fixtures",
+    "tests.images.fixtures",
+    "tests.storage.fixtures",
+]
 
 
 def pytest_configure() -> None:

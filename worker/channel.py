@@ -43,6 +43,7 @@ class Channel:
         self._started = False
         self._asked_to_stop = threading.Event()
         self._gathered: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
+        self._room: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._outgoing: queue.SimpleQueue[dict[str, Any] | threading.Event] = queue.SimpleQueue()
         self._progress: dict[str, Any] = {}
         self._logged = -math.inf
@@ -156,6 +157,18 @@ class Channel:
         """Tells of a sealed checkpoint."""
         self._send("checkpoint", {"checkpoint": checkpoint.model_dump(mode="json")})
 
+    def room(self, *, must: bool) -> bool:
+        """Waits until the last checkpoint is in the store; False: it is not, and none is to be made until it is.
+
+        With `must` there is always room in the end.
+        """
+        self._send("room", {"must": must})
+        while True:
+            try:
+                return self._room.get(timeout=SIGN_EVERY)
+            except queue.Empty:
+                self.going_on()
+
     def resumed_from(self, step: int) -> None:
         """Tells which step this attempt goes on from."""
         self._send("resumed", {"step": step})
@@ -221,6 +234,8 @@ class Channel:
             self._stop = stop
             self._asked_to_stop.set()
             self._answered.set()
+        if "room" in message:
+            self._room.put(message["room"])
         if "gathered" in message:
             self._gathered.put(message["gathered"])
 

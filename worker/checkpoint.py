@@ -7,6 +7,7 @@ removes once the attempt is dead.
 
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,7 +92,9 @@ def newest_whole(job_folder: Path, before_attempt: int | None = None) -> tuple[F
     the same the later attempt's. Hashes are verified: one that is cut short or has a bit flipped is passed over.
     """
     damaged: list[str] = []
-    for step, part, attempt, path in sorted(_candidates(job_folder, before_attempt), reverse=True):
+    folders = [str(path) for path in job_folder.glob(f"a*/checkpoints/{_STEP}*") if path.is_dir()]
+    for step, part, attempt, folder in sorted(candidates(folders, before_attempt), reverse=True):
+        path = Path(folder)
         try:
             return Found(step, part, attempt, path, manifest.verify(path)), damaged
         except (Damaged, OSError) as error:
@@ -99,11 +102,15 @@ def newest_whole(job_folder: Path, before_attempt: int | None = None) -> tuple[F
     return None, damaged
 
 
-def _candidates(job_folder: Path, before_attempt: int | None) -> list[tuple[int, int, int, Path]]:
+def candidates(paths: Iterable[str], before_attempt: int | None = None) -> list[tuple[int, int, int, str]]:
+    """Those of the folders that are named as checkpoints of a job are: (step, part, attempt, folder)."""
     found = []
-    for path in job_folder.glob(f"a*/checkpoints/{_STEP}*"):
-        attempt, (step, _, part) = path.parent.parent.name[1:], path.name.removeprefix(_STEP).partition(".")
-        if not (attempt.isdecimal() and step.isdecimal() and (part or "0").isdecimal() and path.is_dir()):
+    for path in paths:
+        parts = path.split("/")
+        if len(parts) < 3 or parts[-2] != "checkpoints" or not parts[-1].startswith(_STEP):
+            continue
+        attempt, (step, _, part) = parts[-3].removeprefix("a"), parts[-1].removeprefix(_STEP).partition(".")
+        if not (attempt.isdecimal() and step.isdecimal() and (part or "0").isdecimal()):
             continue
         if before_attempt is None or int(attempt) < before_attempt:
             found.append((int(step), int(part or 0), int(attempt), path))

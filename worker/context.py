@@ -19,6 +19,20 @@ class Context:
     """The store's root on this machine."""
 
     @property
+    def apart(self) -> bool:
+        """Whether each node has a folder of its own for the store, which its launcher keeps in step with a bucket."""
+        return self.order.scratch is not None
+
+    @property
+    def keeper(self) -> bool:
+        """Whether this rank makes and seals the folders that others write into too: one does, or one on each node."""
+        return self.rank == 0 or (self.apart and self.rank % self.order.spec.resources.per_node == 0)
+
+    def room(self, *, must: bool) -> bool:
+        """Whether there is room for another checkpoint; asked by the keepers, before they make its folder."""
+        return self.channel.room(must=must) if self.apart and self.keeper else True
+
+    @property
     def folder(self) -> Path:
         """The attempt's own folder in the store, the only one it writes."""
         return self.store / self.order.folder

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from worker.contract.sharding import BUCKET, effective_zero
 from worker.contract.spec import JobSpec
 from worker.contract.stages import TrainStage
 from worker.gradients import discard
+from worker.workplace import APART
 
 Compute = Callable[[nn.Module, Any], Tensor]
 """What is computed of a model and a batch (anything with `to(device)`). An objective gives sums over the batch, [k] or
@@ -73,7 +75,7 @@ def deepspeed_config(setting: Setting) -> dict[str, Any]:
         sharding["offload_optimizer"] = {"device": "cpu"}
     return {
         # Saves every rank a hash and two collectives; the folder's manifest says more.
-        "checkpoint": {"tag_validation": "Ignore"},
+        "checkpoint": {"tag_validation": "Ignore", "use_node_local_storage": APART in os.environ},
         **told,
         "train_micro_batch_size_per_gpu": setting.micro_batch,
         "gradient_accumulation_steps": setting.accumulation,

@@ -6,6 +6,7 @@ and with the leader: ranks that nobody hears must not go on.
 
 import asyncio
 import queue
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,15 @@ from worker.contract.protocol import Exit, Finish, Termination
 from worker.crew import Crew
 from worker.link import GREETING, HERE, Link, LinkThread, Stranger, introduce
 from worker.logs import log
+from worker.mirror import Failed, Fetched, Going, Mirror, Room, Said, Uploaded, event_of
 from worker.outcome import Outcome
 from worker.paths import store_path
 from worker.ranks import LocalRank
 from worker.termination import TerminationFile
 
 _LONGEST_WAIT = 2.0
+# Seconds that the last of the logs may take into a store in a bucket.
+_LAST_FILES = 15.0
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,15 @@ class _Verdict:
         return cls(code, Outcome(code, finish).termination(step=0))
 
 
-def follow(order: Order, order_file: Path, lock_fd: int | None, node: int, file: TerminationFile) -> int:
+def follow(
+    order: Order, order_file: Path, lock_fd: int | None, node: int, file: TerminationFile, mirrored: Order | None
+) -> int:
     """Runs node `node` of an attempt to its end, writes the leader's termination message, and gives its exit code.
 
     Raises BadSpec for a store that cannot be reached, OSError.
     """
     store_path(order.store)
-    verdict = Follower(order, order_file, lock_fd, node, file).run()
+    verdict = Follower(order, order_file, lock_fd, node, file, mirrored).run()
     if verdict.termination is not None:
         file.write(verdict.termination)
         log(f"ended with {verdict.exit}: {verdict.termination.reason} {verdict.termination.message}")
@@ -55,7 +61,15 @@ def follow(order: Order, order_file: Path, lock_fd: int | None, node: int, file:
 class Follower:
     """One node's part of an attempt."""
 
-    def __init__(self, order: Order, order_file: Path, lock_fd: int | None, node: int, file: TerminationFile):
+    def __init__(
+        self,
+        order: Order,
+        order_file: Path,
+        lock_fd: int | None,
+        node: int,
+        file: TerminationFile,
+        mirrored: Order | None,
+    ):
         """Starts the ranks, which wait, and begins to look for the leader. Raises OSError."""
         assert order.meeting is not None
         self._file = file
@@ -63,6 +77,11 @@ class Follower:
         self._heard: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._signalled = self._told = False
         self._verdict: _Verdict | None = None
+        self._news: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._mirror: Mirror | None = None
+        self._mirroring = self._idle = False
+        if mirrored is not None:
+            self._mirror = Mirror(mirrored, order, node, self._tell)
         self._crew = Crew(order, order_file, lock_fd, node, self._asked)
         self._by_number = {rank.number: rank for rank in self._crew.ranks}
         self._leader = _Leader(order, order.meeting, node, self._hear)
@@ -77,10 +96,13 @@ class Follower:
             self._crew.kill()
         self._leader.leave()
         self._crew.close()
+        if self._mirror is not None:
+            self._mirror.close(_LAST_FILES if self._mirroring and self._verdict.termination is not None else 0.0)
         return self._verdict
 
     def _turn(self) -> None:
-        for rank in self._crew.sleep(None):
+        until = self._mirror.answer() if self._mirror is not None else None
+        for rank in self._crew.sleep(max(0.0, until - time.monotonic()) if until is not None else None):
             self._relay(rank)
         while self._verdict is None and not self._heard.empty():
             self._obey(self._heard.get())
@@ -96,10 +118,40 @@ class Follower:
                 self._relay(rank)
                 end = rank.settle()
                 self._leader.say({"rank": rank.number, "ended": end.code, "killed": end.killed_by_launcher})
+        if self._mirror is not None:
+            self._hear_mirror(self._mirror)
 
     def _relay(self, rank: LocalRank) -> None:
         for message in rank.messages():
+            match message:
+                case {"kind": "checkpoint"} if self._mirror is not None:
+                    # Told once this node's part of it is in the store.
+                    self._mirror.checkpoint(message)
+                    continue
+                case {"kind": "room", "must": must} if self._mirror is not None:
+                    self._mirror.room(rank.number, must=must)
+                    continue
             self._leader.say({"rank": rank.number, "said": message})
+
+    def _hear_mirror(self, mirror: Mirror) -> None:
+        while not self._news.empty():
+            match self._news.get():
+                case Fetched(path=path, damaged=damaged):
+                    self._leader.say({"store": {"fetched": path, "damaged": damaged}})
+                case Uploaded(message=message, files=files):
+                    # Not as a word of the rank's: that may have ended meanwhile.
+                    self._leader.say({"store": {"part": message, "files": files.model_dump()["files"]}})
+                case Room(rank=rank, granted=granted):
+                    self._by_number[rank].send({"room": granted})
+                case Said() as said:
+                    self._leader.say({"store": event_of(said)})
+                case Failed(exit=code, reason=reason, message=message):
+                    self._leader.say({"store": {"failed": {"exit": code, "reason": reason, "message": message}}})
+                case Going():
+                    self._leader.say({"store": {"going": True}})
+        if not self._idle and mirror.settled and all(rank.end is not None for rank in self._crew.ranks):
+            self._idle = True
+            self._leader.say({"store": {"idle": True}})
 
     def _obey(self, message: dict[str, Any]) -> None:
         match message:
@@ -110,6 +162,11 @@ class Follower:
                 self._by_number[number].send(said)
             case {"rank": number, "kill": True}:
                 self._by_number[number].kill()
+            case {"store": {"fetch": path}} if self._mirror is not None:
+                if not self._mirroring:
+                    self._mirroring = True
+                    self._mirror.begin()
+                self._mirror.fetch_one(path)
             case {"verdict": {"code": code, "termination": said}}:
                 self._verdict = _Verdict(code, Termination.model_validate(said) if said is not None else None)
             case {"gone": why}:
@@ -118,6 +175,11 @@ class Follower:
     def _hear(self, message: dict[str, Any]) -> None:
         """Called by the link's thread."""
         self._heard.put(message)
+        self._crew.wake()
+
+    def _tell(self, news: object) -> None:
+        """Called by the mirror's threads."""
+        self._news.put(news)
         self._crew.wake()
 
     def _asked(self) -> None:

@@ -16,6 +16,7 @@ from worker.contract.order import Order
 from worker.contract.protocol import Exit, Finish
 from worker.crew import Crew, node_index
 from worker.errors import BadSpec
+from worker.grace import Grace
 from worker.logs import log
 from worker.outbox import Outbox
 from worker.outcome import Outcome, judge
@@ -23,24 +24,47 @@ from worker.paths import store_path
 from worker.ranks import Rank
 from worker.reporter import DRAIN, Heard, Reporter, Word
 from worker.termination import TerminationFile
+from worker.workplace import is_bucket, made
 
 if TYPE_CHECKING:
     from worker.nodes import Nodes
+    from worker.shore import Shore
 
 # Seconds that a SIGTERM waits to hear whether the owner wants a checkpoint at all.
 ASK_WITHIN = 2.0
 # Seconds that ranks have to end by themselves after one of them failed.
 AFTER_FAILURE = 3.0
-# What of the grace is kept for the last reports: a share of it, and at most these seconds.
-_KEPT_SHARE, _KEPT_SECONDS = 0.2, 5.0
 # Seconds that the last reports may still take once a signal asks for the end; a call in flight is added.
 _HURRIED = 2.0
+# Seconds that the last of logs and spool may take into a store in a bucket.
+_LAST_FILES = 15.0
 # Seconds that the other nodes have to hear how the attempt ended.
 _FAREWELL = 2.0
 
 
 def launch(order: Order, order_file: Path, lock_fd: int | None) -> int:
     """Runs this node's part of an attempt to its end, writes its termination message, and gives the exit code."""
+    if is_bucket(order):
+        return _away_from_its_store(order, lock_fd)
+    return _launch(order, order_file, lock_fd, None)
+
+
+def _away_from_its_store(order: Order, lock_fd: int | None) -> int:
+    """As `launch`, in a folder of this node that stands for the bucket."""
+    try:
+        workplace = made(order)
+    except OSError as error:
+        outcome = _failed(Exit.FAILED, "WorkerError", f"{order.scratch or 'a temporary folder'}: {error.strerror}")
+        TerminationFile(Path(order.termination_file), order.termination_limit).write(outcome.termination(step=0))
+        return outcome.exit
+    try:
+        return _launch(workplace.order, workplace.order_file, lock_fd, order)
+    finally:
+        workplace.leave()
+
+
+def _launch(order: Order, order_file: Path, lock_fd: int | None, mirrored: Order | None) -> int:
+    """`mirrored`: the order as it was given, where its store is a bucket."""
     outbox = Outbox()
     file = TerminationFile(Path(order.termination_file), order.termination_limit)
     undelivered = 0
@@ -48,8 +72,8 @@ def launch(order: Order, order_file: Path, lock_fd: int | None) -> int:
         if (node := node_index(order)) > 0:
             from worker.follower import follow
 
-            return follow(order, order_file, lock_fd, node, file)
-        with Launcher(order, order_file, lock_fd, outbox, file) as launcher:
+            return follow(order, order_file, lock_fd, node, file, mirrored)
+        with Launcher(order, order_file, lock_fd, outbox, file, mirrored) as launcher:
             outcome = launcher.run()
             if outcome is None:
                 # This attempt was over before it began: nothing of it may be touched, its own folder least of all.
@@ -68,19 +92,28 @@ def launch(order: Order, order_file: Path, lock_fd: int | None) -> int:
 class Launcher:
     """One attempt, from its first report until its ranks have ended and its reports are delivered."""
 
-    def __init__(self, order: Order, order_file: Path, lock_fd: int | None, outbox: Outbox, file: TerminationFile):
+    def __init__(
+        self,
+        order: Order,
+        order_file: Path,
+        lock_fd: int | None,
+        outbox: Outbox,
+        file: TerminationFile,
+        mirrored: Order | None,
+    ):
         """Starts the ranks, which wait. Raises BadSpec for a store that cannot be reached, OSError."""
         self._order = order
         self._outbox = outbox
         self._termination = file
         self._heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()
+        self._shore = _shore_of(mirrored, order, self._news) if mirrored is not None else None
         self._signalled = False
         self._asked_at: float | None = None
         """When a signal asked for the end, by the monotonic clock."""
         self._stop: Stop | None = None
         self._stopping = "stopped when asked"
         self._kill_at: float | None = None
-        self._grace_ends_at: float | None = None
+        self._grace = Grace(order.spec.checkpoint.grace)
         self._gathered: dict[int, Any] = {}
         self._over = False
         self._refused: str | None = None
@@ -88,7 +121,7 @@ class Launcher:
         self._reporting = self._delivering = False
         self._crew = Crew(order, order_file, lock_fd, 0, self._asked)
         self._ranks: list[Rank] = [*self._crew.ranks]
-        self._nodes = _other_nodes(order, self._crew.wake, self._asked)
+        self._nodes = _other_nodes(order, self._crew.wake, self._asked, self._shore)
         if self._nodes is not None:
             self._ranks += self._nodes.ranks
         log(f"attempt {order.attempt} of {order.job}: {len(self._ranks)} ranks")
@@ -101,6 +134,9 @@ class Launcher:
         if self._nodes is not None:
             self._nodes.close(_FAREWELL)
         self._crew.close()
+        if self._shore is not None:
+            may_write = self._reporter.accepted and not self._reporter.gone
+            self._shore.mirror.close(min(self._drain_within(), _LAST_FILES) if may_write else 0.0)
 
     def run(self) -> Outcome | None:
         """Runs until all ranks have ended. None: the attempt was over before it was accepted."""
@@ -112,6 +148,8 @@ class Launcher:
             # Also when the launcher itself is at fault: no rank goes on without it.
             self._kill()
         outcome = self._judged()
+        if self._shore is not None:
+            outcome = self._brought_home(self._shore, outcome)
         if self._nodes is not None:
             said = outcome.termination(step=self._outbox.step) if outcome is not None else None
             self._nodes.tell(outcome.exit if outcome is not None else Exit.STOPPED, said)
@@ -123,6 +161,8 @@ class Launcher:
             return _stopped(message) if self._reporter.accepted else None
         if self._refused is not None:
             return _failed(Exit.FAILED, "WorkerError", f"the control plane refused this attempt: {self._refused}")
+        if self._shore is not None and self._shore.failure is not None:
+            return self._shore.failure
         ends = [rank.end for rank in self._ranks if rank.end is not None]
         return judge(ends, self._ranks[0].outputs, self._stopping if self._stop is not None else None)
 
@@ -148,6 +188,8 @@ class Launcher:
             self._hear_signal()
         while not self._heard.empty():
             self._hear_control(self._heard.get())
+        if self._shore is not None:
+            self._hear_store(self._shore)
         for rank in self._ranks:
             if rank.end is None and (rank.waiting or rank.ended()):
                 # Everything that it said before its end has come by now.
@@ -160,6 +202,8 @@ class Launcher:
             self._ask_to_stop("save")
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_at = None
+            if self._shore is not None and self._grace.over:
+                self._shore.mirror.give_up()
             self._stopping = f"not done within the grace of {self._order.spec.checkpoint.grace:g} s"
             self._kill()
 
@@ -176,6 +220,8 @@ class Launcher:
                 if len(self._gathered) == len(self._ranks):
                     self._say({"gathered": [self._gathered[number] for number in range(len(self._ranks))]})
                     self._gathered = {}
+            elif self._shore is not None and self._shore.takes(rank.number, message):
+                self._reporter.nudge()
             else:
                 self._outbox.hear(message)
                 # What comes before a checkpoint is not done again: it is on disk, or told, while that is being written,
@@ -206,7 +252,11 @@ class Launcher:
             case Word.ACCEPTED:
                 self._termination.reserve()
                 self._crew.logs.begin()
-                self._say({"start": True})
+                if self._shore is not None:
+                    # The ranks are told to start once all is here that they read.
+                    self._shore.begin()
+                else:
+                    self._say({"start": True})
             case Word.REFUSED:
                 self._refused = heard.why
                 self._kill()
@@ -227,6 +277,8 @@ class Launcher:
         if self._stop in (stop, "discard"):
             return
         self._stop = stop
+        if self._shore is not None:
+            self._shore.mirror.hurry()
         self._begin_grace()
         self._outbox.stopping()
         self._reporter.nudge()
@@ -239,24 +291,23 @@ class Launcher:
             self._kill()
 
     def _begin_grace(self) -> None:
-        if self._grace_ends_at is None:
-            grace = self._order.spec.checkpoint.grace
-            self._grace_ends_at = time.monotonic() + grace
-            self._limit(self._grace_ends_at - min(_KEPT_SHARE * grace, _KEPT_SECONDS))
+        if not self._grace.begun:
+            self._grace.begin()
+            self._limit(self._grace.work_until)
 
     def _limit(self, at: float) -> None:
         self._kill_at = at if self._kill_at is None else min(self._kill_at, at)
 
     def _drain_within(self) -> float:
         """Seconds that the last reports may take: after the grace, this process is killed too."""
-        if self._grace_ends_at is None:
-            return DRAIN
-        return max(0.0, min(DRAIN, self._grace_ends_at - time.monotonic()))
+        return min(DRAIN, self._grace.left)
 
     def _until_next_deadline(self) -> float | None:
         deadlines = [self._kill_at] if self._kill_at is not None else []
         if self._asked_at is not None and self._stop is None:
             deadlines.append(self._asked_at + ASK_WITHIN)
+        if self._shore is not None and (at := self._shore.mirror.answer()) is not None:
+            deadlines.append(at)
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def _say(self, message: dict[str, Any]) -> None:
@@ -266,6 +317,47 @@ class Launcher:
     def _kill(self) -> None:
         for rank in self._ranks:
             rank.kill()
+
+    def _hear_store(self, shore: "Shore") -> None:
+        """What has come of fetching and putting."""
+        for message in shore.messages():
+            match message:
+                case {"start": True}:
+                    self._say(message)
+                case {"room": granted, "rank": number}:
+                    self._ranks[number].send({"room": granted})
+                case {"nodes": said}:
+                    assert self._nodes is not None
+                    self._nodes.tell_store(said)
+                case {"kind": _}:
+                    self._outbox.hear(message)
+                    self._reporter.nudge()
+                case {"going": True}:
+                    self._outbox.going_on()
+        if shore.failure is not None:
+            self._kill()
+
+    def _brought_home(self, shore: "Shore", outcome: Outcome | None) -> Outcome | None:
+        """Waits until all that the ranks left is in the store, and says how the attempt ended after that."""
+        if outcome is None or self._over or (self._stop == "discard" and outcome.exit != Exit.DONE):
+            shore.mirror.give_up()
+            return outcome
+        if outcome.exit == Exit.DONE:
+            shore.mirror.outputs(outcome.finish.outputs)
+        patient_until = time.monotonic() + shore.mirror.end_patience
+        while not (shore.settled or shore.failure or self._over or shore.mirror.given_up):
+            self._kill_at = min(patient_until, self._grace.work_until)
+            self._turn()
+            if time.monotonic() >= patient_until:
+                shore.mirror.give_up()
+        if self._over:
+            shore.mirror.give_up()
+        self._hear_store(shore)
+        return shore.end(outcome)
+
+    def _news(self) -> None:
+        """Called by the mirror's threads."""
+        self._crew.wake()
 
     def _tell(self, heard: Heard) -> None:
         """Called by the reporter's thread."""
@@ -280,17 +372,26 @@ class Launcher:
 
     def _hurry(self) -> None:
         """The ranks are done: this must be over before whoever asks for the end kills it, or nobody knows that."""
-        if self._grace_ends_at is None:
+        if not self._grace.begun:
             self._reporter.hurry(_HURRIED)
 
 
-def _other_nodes(order: Order, wake: Callable[[], None], asked: Callable[[], None]) -> "Nodes | None":
+def _shore_of(mirrored: Order, local: Order, wake: Callable[[], None]) -> "Shore":
+    # Only those need it whose store is a bucket.
+    from worker.shore import Shore
+
+    return Shore(mirrored, local, wake)
+
+
+def _other_nodes(
+    order: Order, wake: Callable[[], None], asked: Callable[[], None], shore: "Shore | None"
+) -> "Nodes | None":
     if order.spec.resources.nodes == 1:
         return None
     # An event loop is imported only by those who need one: most attempts have one node, and are to begin at once.
     from worker.nodes import Nodes
 
-    return Nodes(order, wake, asked)
+    return Nodes(order, wake, asked, shore.hear if shore is not None else None)
 
 
 def _failed(exit_code: int, reason: str, message: str) -> Outcome:

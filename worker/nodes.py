@@ -79,15 +79,23 @@ class RemoteRank(Rank):
 class Nodes:
     """All nodes but this one."""
 
-    def __init__(self, order: Order, wake: Callable[[], None], asked: Callable[[], None]):
+    def __init__(
+        self,
+        order: Order,
+        wake: Callable[[], None],
+        asked: Callable[[], None],
+        of_store: Callable[[int, dict[str, Any]], None] | None = None,
+    ):
         """Begins to listen for them. `wake` is called when there is news, `asked` when a node was asked to stop.
 
-        Both are called in another thread. Raises OSError.
+        `of_store` takes what a node's mirror of the store says, where there are mirrors. All are called in another
+        thread. Raises OSError.
         """
         assert order.meeting is not None
         self._token_file = Path(order.token_file)
         self._start = order.spec.limits.start
         self._wake, self._asked = wake, asked
+        self.of_store = of_store
         self._thread = LinkThread("nodes")
         nodes, per_node = order.spec.resources.nodes, order.spec.resources.per_node
         self._nodes = {node: _Node(node, per_node, self) for node in range(1, nodes)}
@@ -112,6 +120,11 @@ class Nodes:
         said = termination.model_dump(mode="json") if termination is not None else None
         for node in self._nodes.values():
             self._thread.call(node.tell, {"verdict": {"code": code, "termination": said}})
+
+    def tell_store(self, said: dict[str, Any]) -> None:
+        """Tells all nodes' mirrors of the store something."""
+        for node in self._nodes.values():
+            self._thread.call(node.say, {"store": said})
 
     def close(self, within: float) -> None:
         """Returns when all nodes have heard the verdict, or after `within` seconds."""
@@ -204,6 +217,10 @@ class _Node:
                 self._rank(number).says(said)
             case {"rank": number, "ended": code, "killed": killed}:
                 self._rank(number).ends(code, killed=killed)
+            case {"store": said}:
+                if self._nodes.of_store is not None:
+                    self._nodes.of_store(self.number, said)
+                return
             case {"asked": True}:
                 log(f"node {self.number} was asked to stop by a signal")
                 self._nodes.news(asked=True)
@@ -225,6 +242,8 @@ class _Node:
         for rank in self.ranks:
             rank.ends(-signal.SIGKILL, killed=why is None, gone=why or "")
         self.left.set()
+        if self._nodes.of_store is not None:
+            self._nodes.of_store(self.number, {"idle": True})
         self._nodes.news()
 
     def _rank(self, number: int) -> RemoteRank:
@@ -232,9 +251,10 @@ class _Node:
 
     def _send(self, message: dict[str, Any]) -> None:
         """Called by the launcher's thread."""
-        self._nodes.in_thread(self._say, message)
+        self._nodes.in_thread(self.say, message)
 
-    def _say(self, message: dict[str, Any]) -> None:
+    def say(self, message: dict[str, Any]) -> None:
+        """Says something to its launcher, if it is here."""
         if self.link is not None:
             self.link.send(message)
 

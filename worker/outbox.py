@@ -70,6 +70,11 @@ class Outbox:
         with self._lock:
             self._events.append(Event(type=type, message=message[:8192], level=level, at=datetime.now(UTC)))
 
+    def going_on(self) -> None:
+        """Takes that there is progress of the launcher's own: what it fetches, or puts into the store."""
+        with self._lock:
+            self._advance(mark=self._progress.mark + 1)
+
     def stopping(self) -> None:
         """The attempt is ending: that is what it does, unless a rank says that it saves."""
         with self._lock:

@@ -18,6 +18,7 @@ from worker.contract.spec import Resources
 from worker.contract.values import quantity
 from worker.logs import Logs
 from worker.outcome import Failure, RankEnd
+from worker.workplace import APART
 
 _PIECE = 2**16
 
@@ -127,9 +128,13 @@ def spawn(order: Order, order_file: Path, lock_fd: int | None, node: int, logs: 
     """
     command = [sys.executable, "-m", "worker.run", "--order", str(order_file)]
     meeting = {"WORKER_RENDEZVOUS": rendezvous(order, scratch)}
+    inherited = dict(os.environ)
+    if order.scratch is not None:
+        # Who may into the store is the launcher's to know: ranks work in a folder.
+        inherited = {name: value for name, value in inherited.items() if not name.startswith("AWS_")}
     first, here = node * order.spec.resources.per_node, order.spec.resources.per_node
     ranks = [
-        _start(number, command, environment(order, number) | meeting, lock_fd, logs.output(number))
+        _start(number, command, inherited | environment(order, number) | meeting, lock_fd, logs.output(number))
         for number in range(first, first + here)
     ]
     logs.start()
@@ -142,7 +147,7 @@ def _start(number: int, command: list[str], variables: dict[str, str], lock_fd: 
     try:
         process = subprocess.Popen(
             command,
-            env=os.environ | variables | {"WORKER_CHANNEL_FD": str(theirs.fileno())},
+            env=variables | {"WORKER_CHANNEL_FD": str(theirs.fileno())},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -190,6 +195,8 @@ def environment(order: Order, number: int) -> dict[str, str]:
     }
     if resources.accelerator == "none":
         variables |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    if order.scratch is not None and resources.nodes > 1:
+        variables[APART] = "1"
     # DeepSpeed asks for an address, although the ranks meet by WORKER_RENDEZVOUS.
     if resources.nodes == 1:
         return variables | {"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}

@@ -82,6 +82,11 @@ class Reporter(threading.Thread):
         """Whether any report was accepted: before that, nothing is written anywhere."""
 
     @property
+    def gone(self) -> bool:
+        """Whether the job is gone: nothing of it is to be written any more."""
+        return self._gone
+
+    @property
     def undelivered(self) -> int:
         """Reports that are still in the spool."""
         return len(self._spool)

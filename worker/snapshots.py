@@ -35,22 +35,27 @@ def save(
     own: dict[str, Any],
     common: dict[str, Any],
     data: str,
-) -> None:
+    must: bool = True,
+) -> bool:
     """Seals a checkpoint of `step`, or of within the step after it (`part`); all ranks call it.
+
+    False: the one before is still on its way to a store in a bucket, and without `must` this one was left out.
 
     `own` is what each rank gives, its `random` states among it, `common` is the same on all; both are plain values and
     tensors. `data` is the hash of what is learnt from, in its order. Raises OSError; older checkpoints are whole still.
     """
     final = checkpoint.step_folder(context.checkpoints, step, part)
     temporary = checkpoint.temporary_name(final)
-    if context.rank == 0:
+    if context.apart and ranks.sum([float(not context.room(must=must))])[0]:
+        return False
+    if context.keeper:
         checkpoint.temporary_for(final)
     try:
         ranks.barrier()
         for name, engine in engines.items():
             engine.save(temporary / name)
         torch.save(own, temporary / f"rank-{context.rank}.pt")
-        if context.rank == 0:
+        if context.keeper:
             torch.save(common, temporary / _COMMON)
             stored = {
                 "step": step,
@@ -60,15 +65,16 @@ def save(
             }
             (temporary / _TRAINING).write_text(json.dumps(stored, indent=1))
         ranks.barrier()
-        sealed = checkpoint.seal(temporary, final) if context.rank == 0 else None
+        sealed = checkpoint.seal(temporary, final) if context.keeper else None
     except BaseException:
         # Half a checkpoint is worth nothing, and a full disk needs the room.
-        if context.rank == 0:
+        if context.keeper:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     if sealed is not None:
         context.channel.checkpoint(checkpoint.announce(final, sealed, step=step, part=part, store=context.store))
     ranks.barrier()
+    return True
 
 
 def restore(

@@ -83,7 +83,7 @@ class Training:
             self._update()
             self._evaluate_if_due()
             if self.progress.step % self.spec.checkpoint.every_steps == 0:
-                self._save()
+                self._save(must=False)
         if self.curves:
             self.curves.close()
         return self._hand_over()
@@ -181,14 +181,17 @@ class Training:
             self._save()
         raise Stopped
 
-    def _save(self) -> None:
-        """Seals a checkpoint, unless one of this step is there (or nothing has been done that could be lost)."""
+    def _save(self, *, must: bool = True) -> None:
+        """Seals a checkpoint, unless one of this step is there (or nothing has been done that could be lost).
+
+        Without `must` it may be left out, where the one before is still on its way to the store.
+        """
         if self.progress.step == self.saved_step:
             return
         self.context.channel.report("saving")
         watch = Stopwatch(self.engine.settle)
         with watch("save"):
-            snapshots.save(
+            saved = snapshots.save(
                 self.context,
                 self._engines,
                 self.ranks,
@@ -196,7 +199,10 @@ class Training:
                 own={"random": self.random_states},
                 common={"progress": asdict(self.progress)},
                 data=self.dataset.hash,
+                must=must,
             )
+        if not saved:
+            return
         self.saved_step = self.progress.step
         self._report(watch.metrics())
         if self.curves:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from api.domain.job import Reason
@@ -82,10 +81,11 @@ class Cluster(Protocol):
         """The names of all attempts of ours that have objects."""
 
 
-def placed(inputs: Mapping[str, Input], store: Path) -> dict[str, Input]:
-    """The inputs where a worker finds them that sees the store at `store`: a kept location is a path in the store."""
+def placed(inputs: Mapping[str, Input], store: str) -> dict[str, Input]:
+    """The inputs where a worker finds them for which the store is at `store`, a path or the URL of a bucket: a kept
+    location is a path in the store."""
     return {
-        path: given.model_copy(update={"location": str(store / given.location)})
+        path: given.model_copy(update={"location": f"{store}/{given.location}"})
         if given.kind in ("file", "model")
         else given
         for path, given in inputs.items()

@@ -1,10 +1,7 @@
 """What an attempt that is over leaves behind: logs are kept, unsent reports are taken in, outputs are checked."""
 
-import asyncio
+import contextlib
 import logging
-import shutil
-from datetime import UTC, datetime
-from pathlib import Path
 
 from pydantic import ValidationError
 from sqlalchemy.exc import StatementError
@@ -12,21 +9,23 @@ from sqlalchemy.exc import StatementError
 from api.domain.decide import Collected, Note
 from api.domain.job import Attempt, Job
 from api.domain.observation import Observation
-from api.folder import Store
+from api.logs import NAME as LOG_NAME
 from api.operator.cluster import Cluster, LogEnd
-from api.operator.folder import write
+from api.operator.folder import LOG_TAIL
 from api.store import operations_checkpoints, reports
 from api.store.database import Database, never_stored
 from api.store.operations_leader import Lease, require
+from api.stores import Store, attempt_folder, kept_log, spool_folder
 from worker.contract import manifest
 from worker.contract.manifest import Damaged
 from worker.contract.protocol import Checkpoint, Output, Report
+from worker.storage.failures import Away, Refused, StorageFailure
 
 log = logging.getLogger(__name__)
 
 
 async def collect(
-    job: Job, seen: Observation, *, database: Database, lease: Lease, cluster: Cluster, store: Path
+    job: Job, seen: Observation, *, database: Database, lease: Lease, cluster: Cluster, store: Store
 ) -> Collected:
     """Keeps the logs, takes in the left-over reports, checks the outputs. May be repeated, with the same result.
 
@@ -38,7 +37,9 @@ async def collect(
     notes = []
     try:
         logs = await cluster.logs(attempt.object_name)
-        await asyncio.to_thread(_keep_logs, Store(store), job.id, attempt.number, logs)
+        await store.run(_keep_logs, store, job.id, attempt.number, logs)
+    except (Away, Refused):
+        raise  # no answer proves nothing: it is all asked for again
     except OSError as error:
         # A full disk, perhaps: the outcome is worth more than the log.
         notes.append(Note("LogsLost", f"its logs could not be kept: {error.strerror}"))
@@ -50,19 +51,18 @@ async def collect(
     elif words is None:
         spoilt = "it exited with 0, and its last words are lost: what it made is not known"
     else:
-        spoilt = await asyncio.to_thread(check_outputs, store, job.id, attempt.number, words.outputs)
+        spoilt = await store.run(check_outputs, store, job.id, attempt.number, words.outputs)
     return Collected(spoilt, tuple(notes))
 
 
-def check_outputs(store: Path, job_id: str, attempt: int, outputs: list[Output]) -> str | None:
+def check_outputs(store: Store, job_id: str, attempt: int, outputs: list[Output]) -> str | None:
     """What is wrong with an attempt's outputs; None: each lies in the attempt's own folder, whole, with its hash."""
-    own = store / "jobs" / job_id / f"a{attempt}" / "outputs"
+    own = f"{attempt_folder(job_id, attempt)}/outputs"
     for output in outputs:
-        folder = store / output.path
-        if not folder.resolve().is_relative_to(own.resolve()) or folder.resolve() == own.resolve():
+        if not store.lies_in(output.path, own):
             return f"output {output.path} does not lie in the attempt's own folder"
         try:
-            found = manifest.verify(folder)
+            found = store.verify(output.path)
         except Damaged as error:
             return f"output {output.path} is not whole: {error}"
         if found.sha256 != output.sha256:
@@ -70,23 +70,20 @@ def check_outputs(store: Path, job_id: str, attempt: int, outputs: list[Output])
     return None
 
 
-def spool_folder(store: Path, job_id: str, attempt: int) -> Path:
-    """Where a worker keeps the reports that nobody has answered yet: one file a report."""
-    return store / "jobs" / job_id / f"a{attempt}" / "spool"
-
-
 async def _take_in(
-    job: Job, attempt: Attempt, seen: Observation, *, database: Database, lease: Lease, store: Path
+    job: Job, attempt: Attempt, seen: Observation, *, database: Database, lease: Lease, store: Store
 ) -> list[Note]:
     """Feeds the spool's reports to where live ones go. The files stay until the outcome is stored, so that a second
     try counts the same; their `seq` keeps them from counting twice.
     """
-    folder = spool_folder(store, job.id, attempt.number)
-    paths = sorted(await asyncio.to_thread(lambda: list(folder.glob("*.json"))))
+    folder = spool_folder(job.id, attempt.number)
+    paths = [f"{folder}/{name}" for name in await store.run(store.names, folder) if name.endswith(".json")]
     damaged, refused = 0, 0
     for path in paths:
         try:
-            report = Report.model_validate_json(await asyncio.to_thread(path.read_bytes))
+            report = Report.model_validate_json(await store.run(store.read, path))
+        except StorageFailure:
+            raise
         except (ValidationError, OSError):
             damaged += 1
             continue
@@ -115,29 +112,33 @@ async def _take_in(
     ]
 
 
-async def _record_checkpoints(job: Job, attempt: Attempt, *, database: Database, lease: Lease, store: Path) -> None:
+async def _record_checkpoints(job: Job, attempt: Attempt, *, database: Database, lease: Lease, store: Store) -> None:
     """Records the whole checkpoints that the worker was killed too early to tell of."""
     async with database.reading() as session:
         known = await operations_checkpoints.recorded(session, job.id, attempt.number)
-    found = await asyncio.to_thread(_untold, store, job.id, attempt.number, known)
+    found = await store.run(_untold, store, job.id, attempt.number, known)
     if found:
         async with database.transaction() as session:
             await operations_checkpoints.record(session, lease, job.id, attempt.number, found)
 
 
-def _untold(store: Path, job_id: str, attempt: int, known: set[str]) -> list[Checkpoint]:
+def _untold(store: Store, job_id: str, attempt: int, known: set[str]) -> list[Checkpoint]:
     found = []
-    for path in (store / "jobs" / job_id / f"a{attempt}" / "checkpoints").glob("step-*"):
-        step, _, part = path.name.removeprefix("step-").partition(".")
-        where = path.relative_to(store).as_posix()
-        if not (step.isdecimal() and (part or "0").isdecimal()) or where in known:
+    folder = f"{attempt_folder(job_id, attempt)}/checkpoints"
+    for name in store.names(folder):
+        step, _, part = name.removeprefix("step-").partition(".")
+        where = f"{folder}/{name}"
+        if not (name.startswith("step-") and step.isdecimal() and (part or "0").isdecimal()) or where in known:
             continue
         try:
-            whole = manifest.verify(path)
+            whole = store.verify(where)
+        except StorageFailure:
+            raise
         except (Damaged, OSError) as error:
             log.warning("a checkpoint that nobody told of is not whole: %s", error)
             continue
-        saved_at = datetime.fromtimestamp((path / manifest.MANIFEST).stat().st_mtime, UTC)
+        if (sealed := store.stat(f"{where}/{manifest.MANIFEST}")) is None:
+            continue
         found.append(
             Checkpoint(
                 step=int(step),
@@ -145,58 +146,25 @@ def _untold(store: Path, job_id: str, attempt: int, known: set[str]) -> list[Che
                 path=where,
                 bytes=whole.total_bytes,
                 sha256=whole.sha256,
-                at=saved_at,
+                at=sealed.at,
             )
         )
     return found
 
 
+def log_ends(store: Store, folder: str) -> dict[int, LogEnd]:
+    """The end of each `rank-N.log` in a folder of the store, by rank."""
+    found = {}
+    for name, stat in store.files(folder, "rank-").items():
+        if (named := LOG_NAME.fullmatch(name)) is None:
+            continue
+        skipped = max(0, stat.bytes - LOG_TAIL)
+        with contextlib.suppress(FileNotFoundError):
+            content = store.read(f"{folder}/{name}", skipped, skipped + LOG_TAIL)
+            found[int(named[1])] = LogEnd(int(named[2] or 0) + skipped, content)
+    return found
+
+
 def _keep_logs(store: Store, job: str, attempt: int, logs: dict[int, LogEnd]) -> None:
     for rank, end in logs.items():
-        path = store.kept_log(job, attempt, rank, end.start)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, end.content)
-
-
-def remove_folder(path: Path) -> None:
-    """Removes a folder: out of sight in one step, then file by file. Nothing happens if it is not there."""
-    gone = path.with_name(f".tmp-removed-{path.name}")
-    shutil.rmtree(gone, ignore_errors=True)
-    try:
-        path.replace(gone)
-    except FileNotFoundError:
-        return
-    shutil.rmtree(gone)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Removes what writes that were cut short left in an attempt's folder. Only once the attempt is dead."""
-    for path in list(folder.rglob(".tmp-*")):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def remove_job(store: Path, job_id: str, kept: list[str]) -> None:
-    """Removes all that a job stored but the folders `kept` (paths in the store), which models lie in."""
-    keep = {(store / path).resolve() for path in kept}
-    folder = (store / "jobs" / job_id).resolve()
-    if not keep:
-        shutil.rmtree(folder, ignore_errors=True)
-    else:
-        _remove_but(folder, keep)
-    shutil.rmtree(store / "logs" / job_id, ignore_errors=True)
-
-
-def _remove_but(folder: Path, keep: set[Path]) -> None:
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path in keep:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            if any(kept.is_relative_to(path) for kept in keep):
-                _remove_but(path, keep)
-            else:
-                shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        store.write(kept_log(job, attempt, rank, end.start), end.content)

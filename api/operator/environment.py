@@ -1,4 +1,5 @@
-"""The environment of a local attempt's launcher: no secret. What its ranks need beyond it, the launcher adds."""
+"""The environment of a local attempt's launcher: no secret but a bucket's. What its ranks need beyond it, the launcher
+adds."""
 
 import os
 from collections.abc import Mapping
@@ -14,9 +15,13 @@ _KEPT = {
 _KEPT_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "TRITON_")
 
 
-def environment(lock_fd: int, given: Mapping[str, str], source: Path) -> dict[str, str]:
-    """What a launcher is started with. `given` is the control plane's own; `source` is where `worker` is found."""
-    env = {name: value for name, value in given.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
+def environment(lock_fd: int, given: Mapping[str, str], source: Path, *, for_bucket: bool = False) -> dict[str, str]:
+    """What a launcher is started with. `given` is the control plane's own; `source` is where `worker` is found.
+
+    `for_bucket`: its store is a bucket, which it reads and writes with the credentials of the control plane.
+    """
+    prefixes = (*_KEPT_PREFIXES, *(("AWS_",) if for_bucket else ()))
+    env = {name: value for name, value in given.items() if name in _KEPT or name.startswith(prefixes)}
     env["PYTHONPATH"] = os.pathsep.join([str(source), *filter(None, [env.get("PYTHONPATH")])])
     env["WORKER_LOCK_FD"] = str(lock_fd)
     return env

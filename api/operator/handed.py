@@ -1,15 +1,13 @@
 """What the steps of a pipeline hand over to each other: looked up once all of it is there."""
 
-import asyncio
-from pathlib import Path
-
 from api.domain.job import Fault, Job, Need, Reason
 from api.fit import unfit
-from api.folder import Store
 from api.store import models
 from api.store.database import Database
 from api.store.tables import ModelRow
+from api.stores import Store
 from api.weights import NotAModel, inspect
+from worker.contract.manifest import Damaged
 from worker.contract.order import Input
 from worker.contract.problem import Problem
 from worker.contract.references import references
@@ -23,7 +21,7 @@ class Unfit(Exception):
         self.reason, self.fault, self.message = reason, fault, message
 
 
-async def handed_over(job: Job, database: Database, store: Path) -> dict[str, Input]:
+async def handed_over(job: Job, database: Database, store: Store) -> dict[str, Input]:
     """The inputs that a job waited for, by their path in its spec. Raises Unfit, OSError.
 
     Hashes were verified when the models were registered, and the worker verifies them again.
@@ -36,7 +34,7 @@ async def handed_over(job: Job, database: Database, store: Path) -> dict[str, In
         if row is None:
             said = f"the step `{need.step}` succeeded, but there is no `{need.output}` of it, or not any more"
             raise Unfit(Reason.DEPENDENCY_FAILED, Fault.USER, said)
-        problems += await asyncio.to_thread(_problems, job, need, row, store)
+        problems += await store.run(_problems, job, need, row, store)
         found[need.path] = models.as_input(row)
     if problems:
         said = "; ".join(f"{problem.path}: {problem.message}" for problem in problems)
@@ -44,12 +42,13 @@ async def handed_over(job: Job, database: Database, store: Path) -> dict[str, In
     return found
 
 
-def _problems(job: Job, need: Need, row: ModelRow, store: Path) -> list[Problem]:
+def _problems(job: Job, need: Need, row: ModelRow, store: Store) -> list[Problem]:
     wanted = next(wanted for wanted in references(job.spec) if wanted.path == need.path)
     if wanted.kind == "tokenizer":
         return []
     try:
-        known = inspect(Store(store).inside(row.path))
-    except NotAModel as error:
+        with store.described(row.path) as folder:
+            known = inspect(folder)
+    except (NotAModel, Damaged) as error:
         return [Problem(need.path, f"what `{need.step}` handed over {error}")]
     return unfit(job.spec, wanted, f"{need.step}.{need.output}", known)

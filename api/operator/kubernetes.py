@@ -11,15 +11,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from api.domain.job import Reason
 from api.domain.observation import Observation
 from api.operator import labels, manifest, pods, podspec
 from api.operator.cluster import CannotStart, ClusterError, Held, LogEnd, placed
+from api.operator.collect import log_ends
 from api.operator.first import First
-from api.operator.folder import rank_logs
 from api.operator.informer import SILENCE, Informer
 from api.operator.kube_api import (
     EVENTS,
@@ -37,6 +36,7 @@ from api.operator.kube_api import (
 from api.operator.kueue import waiting, workload_of
 from api.operator.pods import warned_of
 from api.operator.site import Site
+from api.stores import Store, live_logs
 from worker.contract.order import Input, Meeting, Order
 from worker.contract.spec import JobSpec
 
@@ -53,7 +53,7 @@ _TAKES_NOTICE = timedelta(seconds=5)
 class KubernetesCluster:
     """One namespace, in which this installation's attempts run. Use `open`."""
 
-    def __init__(self, api: KubeApi, site: Site, store: Path, *, silence: float = SILENCE) -> None:
+    def __init__(self, api: KubeApi, site: Site, store: Store, *, silence: float = SILENCE) -> None:
         self._api, self._site, self._store = api, site, store
 
         def follow(kind: Resource, query: dict[str, str], key: Callable[[Json], str | None], **more: bool) -> Informer:
@@ -80,7 +80,7 @@ class KubernetesCluster:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, api: KubeApi, site: Site, store: Path, **given: Any) -> AsyncIterator["KubernetesCluster"]:
+    async def open(cls, api: KubeApi, site: Site, store: Store, **given: Any) -> AsyncIterator["KubernetesCluster"]:
         """A cluster that is followed until the end of the block."""
         this = cls(api, site, store, **given)
         for informer in (this._jobs, this._pods, this._warnings):
@@ -122,8 +122,9 @@ class KubernetesCluster:
             job=job,
             attempt=attempt,
             spec=spec,
-            inputs=placed(inputs, Path(site.store_path)),
+            inputs=placed(inputs, site.store_path if site.bucket is None else site.store_url),
             store=site.store_url,
+            scratch=None if site.bucket is None else site.store_path,
             control_url_file=f"{podspec.MOUNT}/control-url",
             token_file=f"{podspec.MOUNT}/token",
             termination_file=podspec.TERMINATION_FILE,
@@ -206,7 +207,7 @@ class KubernetesCluster:
     async def logs(self, name: str) -> dict[int, LogEnd]:
         """The last 1 MiB of each rank's log, by rank. They lie in the store, where the ranks write them."""
         job, _, attempt = name.rpartition("-a")
-        return await asyncio.to_thread(rank_logs, self._store / "jobs" / job / f"a{attempt}" / "log")
+        return await self._store.run(log_ends, self._store, live_logs(job, int(attempt)))
 
     async def remove(self, name: str, force: bool = False) -> bool:
         """Deletes what there is of an attempt that is over. False: it is not gone yet; call again.
@@ -241,8 +242,12 @@ class KubernetesCluster:
         return self._jobs.keys() | self._pods.keys()
 
     async def _require_secrets(self, spec: JobSpec, project: str) -> None:
-        """Raises CannotStart unless every Secret that the spec names is one of its project."""
+        """Raises Held where the store's Secret is missing, CannotStart where the spec's are not all its project's."""
         # With one sentence for those that are not there and for those of others: which there are is not told.
+        store = self._site.bucket.secret if self._site.bucket is not None else ""
+        if store and await self._api.get_metadata(SECRETS, store) is None:
+            said = f"namespace {self._site.namespace} has no Secret {store}, which holds the store's credentials"
+            raise Held(Reason.FORBIDDEN, f"{said}: an administrator makes it")
         for secret in sorted({secret for secret, _ in podspec.secrets(spec).values()}):
             found = await self._api.get_metadata(SECRETS, secret)
             if found is None or (found["metadata"].get("labels") or {}).get(labels.PROJECT) != project:

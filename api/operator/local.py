@@ -23,6 +23,7 @@ from api.operator.environment import environment
 from api.operator.folder import Folder, write
 from worker.contract.order import Input, Order
 from worker.contract.spec import JobSpec
+from worker.storage.place import is_object_store
 
 _NAME = re.compile(r"^[a-z][a-z0-9-]{0,49}-a[1-9][0-9]{0,6}$")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -43,6 +44,9 @@ class LocalCluster:
     def __init__(self, data: Path, store_url: str, url_file: Path, *, command: Sequence[str] = LAUNCHER) -> None:
         self._attempts = data / "attempts"
         self._store_url = store_url
+        self._in_bucket = is_object_store(store_url)
+        # Of a folder, the path: what a worker opens.
+        self._store_seen = store_url if self._in_bucket else unquote(urlsplit(store_url).path)
         self._url_file = url_file
         self._command = tuple(command)
         self._ended: Callable[[str], None] = lambda name: None
@@ -69,8 +73,9 @@ class LocalCluster:
             job=job,
             attempt=attempt,
             spec=spec,
-            inputs=placed(inputs, Path(unquote(urlsplit(self._store_url).path))),
+            inputs=placed(inputs, self._store_seen),
             store=self._store_url,
+            scratch=str(folder.path / "scratch") if self._in_bucket else None,
             control_url_file=str(self._url_file),
             token_file=str(folder.token),
             termination_file=str(folder.exit),
@@ -164,7 +169,7 @@ class LocalCluster:
             process = subprocess.Popen(
                 [*self._command, "--order", str(folder.spec)],
                 cwd=folder.path,
-                env=environment(lock, os.environ, source),
+                env=environment(lock, os.environ, source, for_bucket=self._in_bucket),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -1,4 +1,5 @@
-"""Whom the pods of an attempt may talk to: each other, the control plane, DNS, and what the administrator allows."""
+"""Whom the pods of an attempt may talk to: each other, the control plane, DNS, the store where it is a bucket, and what
+the administrator allows."""
 
 import ipaddress
 from typing import Any
@@ -23,6 +24,7 @@ def policy(site: Site, job: str, attempt: int) -> dict[str, Any]:
             # Wherever it is: a Service of the cluster, a cache on the node's own address, or a server outside.
             {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]},
             to_control_plane(site),
+            *([_to_url(site.bucket.endpoint, site.namespace)] if site.bucket is not None else []),
             *site.pod.egress,
         ],
     }
@@ -30,13 +32,17 @@ def policy(site: Site, job: str, attempt: int) -> dict[str, Any]:
 
 def to_control_plane(site: Site) -> dict[str, Any]:
     """The egress rule for the worker listener."""
-    parts = urlsplit(site.worker_url)
+    return _to_url(site.worker_url, site.namespace)
+
+
+def _to_url(url: str, own: str) -> dict[str, Any]:
+    parts = urlsplit(url)
     host = parts.hostname or ""
     rule: dict[str, Any] = {"ports": [{"protocol": "TCP", "port": parts.port or _PORTS[parts.scheme]}]}
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        namespace = _namespace(host, site.namespace)
+        namespace = _namespace(host, own)
         # A name outside the cluster: a policy knows no names, so that any address will do, at this port alone.
         return rule if namespace is None else {"to": [_in_namespace(namespace)], **rule}
     return {"to": [{"ipBlock": {"cidr": f"{address}/{address.max_prefixlen}"}}], **rule}

@@ -17,6 +17,7 @@ LAUNCHER_PORT, RANKS_PORT = 29400, 29500
 """Of the first pod: where launchers meet, and where ranks do."""
 # Asked for where the spec does not say: enough for a rank to begin, and no promise that it is enough to train.
 _CPU_A_RANK, _MEMORY_A_RANK = 500, 1024  # thousandths of a core, MiB
+_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _ORDER, _TMP, _SHM, _STORE = "rlhf-order", "rlhf-tmp", "rlhf-shm", "rlhf-store"
 
 
@@ -65,7 +66,7 @@ def collisions(spec: JobSpec, site: Site) -> list[Problem]:
     if wanted is None:
         return []
     mounted = {mount.mountPath: "the cluster's administrator" for mount in site.pod.volumeMounts}
-    if site.store_claim is not None:
+    if site.store_claim is not None or site.bucket is not None:
         mounted[site.store_path] = "the store"
     for number, volume in enumerate(wanted.volumes):
         for path, whose in mounted.items():
@@ -75,6 +76,12 @@ def collisions(spec: JobSpec, site: Site) -> list[Problem]:
         if any(volume.name == other.get("name") for other in site.pod.volumes):
             said = f"`{volume.name}` is the name of a volume of the cluster's administrator; choose another"
             found.append(Problem(f"resources.pod.volumes.{number}.name", said))
+    if site.bucket is not None:
+        for name in sorted(wanted.env.keys() | wanted.secrets.keys()):
+            if name.startswith("AWS_"):
+                where = "env" if name in wanted.env else "secrets"
+                said = "the store here is a bucket, and the AWS_* variables lead to it; leave it out"
+                found.append(Problem(f"resources.pod.{where}.{name}", said))
     for key, value in wanted.node_selector.items():
         fixed = site.pod.nodeSelector.get(key, value)
         if fixed != value:
@@ -125,10 +132,27 @@ def _environment(spec: JobSpec, site: Site) -> list[dict[str, Any]]:
     found |= {name: {"name": name, "value": value.replace("$", "$$")} for name, value in wanted.items()}
     for name, (secret, key) in secrets(spec).items():
         found[name] = {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+    found |= _of_bucket(site)
     accelerator = deepspeed_accelerator(spec.resources.accelerator)
     if accelerator is not None:  # without one, the launcher tells its ranks so
         found["DS_ACCELERATOR"] = {"name": "DS_ACCELERATOR", "value": accelerator}
     return list(found.values())
+
+
+def _of_bucket(site: Site) -> dict[str, dict[str, Any]]:
+    """The variables that lead to a store in a bucket, by their names."""
+    if site.bucket is None:
+        return {}
+    found: dict[str, dict[str, Any]] = {
+        name: {"name": name, "value": value.replace("$", "$$")} for name, value in site.bucket.variables
+    }
+    if site.bucket.secret:
+        for name in _CREDENTIALS:
+            key: dict[str, Any] = {"name": site.bucket.secret, "key": name}
+            # Of credentials that last there is none.
+            key |= {"optional": True} if name == "AWS_SESSION_TOKEN" else {}
+            found[name] = {"name": name, "valueFrom": {"secretKeyRef": key}}
+    return found
 
 
 def secrets(spec: JobSpec) -> dict[str, tuple[str, str]]:
@@ -165,6 +189,9 @@ def _volumes(name: str, wanted: Pod, site: Site) -> list[dict[str, Any]]:
     ]
     if site.store_claim is not None:
         ours.append({"name": _STORE, "persistentVolumeClaim": {"claimName": site.store_claim}})
+    elif site.bucket is not None:
+        limit = {"sizeLimit": site.bucket.scratch} if site.bucket.scratch else {}
+        ours.append({"name": _STORE, "emptyDir": limit})
     return [*ours, *site.pod.volumes, *(_volume(volume) for volume in wanted.volumes)]
 
 
@@ -182,7 +209,7 @@ def _mounts(wanted: Pod, site: Site) -> list[dict[str, Any]]:
         {"name": _TMP, "mountPath": "/tmp"},
         {"name": _SHM, "mountPath": "/dev/shm"},
     ]
-    if site.store_claim is not None:
+    if site.store_claim is not None or site.bucket is not None:
         ours.append({"name": _STORE, "mountPath": site.store_path})
     admin = [mount.model_dump(exclude_none=True, exclude_defaults=True) for mount in site.pod.volumeMounts]
     return [*ours, *admin, *(_mount(volume) for volume in wanted.volumes)]

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -26,6 +25,7 @@ from api.store.operations import Stale
 from api.store.operations_leader import Lease, NotLeader
 from api.store.trouble import sentence
 from api.store.wakeups import Wakeups
+from api.stores import Store
 from api.tokens import Tokens
 
 # Seconds for the first look at a cluster with very many objects.
@@ -68,7 +68,7 @@ class Operator:
         wakeups: Wakeups,
         tokens: Tokens,
         leader: Leader,
-        store: Path,
+        store: Store,
         places: int | None = 1,
         rules: Rules | None = None,
         pace: Pace | None = None,

@@ -1,5 +1,6 @@
 """Where attempts run on Kubernetes: the namespace, the store, and the administrator's part of every worker pod."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from api.settings import BadSettings
 from worker.contract.names import LabelKey, LabelValue
 
+# Of the control plane's variables, those that pods need to find a bucket.
+_TOLD = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 # The uid and gid of the worker's image.
 WORKER_USER = 10001
 
@@ -65,6 +68,28 @@ class WorkerPod(_Part):
 
 
 @dataclass(frozen=True)
+class Bucket:
+    """What pods need of a store in a bucket."""
+
+    endpoint: str = "https://s3.amazonaws.com"
+    """Where they reach it; egress to it is allowed."""
+    variables: tuple[tuple[str, str], ...] = ()
+    """That lead to it, and are no secret."""
+    secret: str = ""
+    """The Secret in their namespace with the credentials; none: they have an identity of their own."""
+    scratch: str = ""
+    """How much of it a pod may have on its node; empty: as much as the node has."""
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str], *, secret: str, scratch: str) -> "Bucket":
+        """As the control plane's own variables say it."""
+        told = tuple((name, environment[name]) for name in _TOLD if environment.get(name))
+        named = dict(told)
+        endpoint = named.get("AWS_ENDPOINT_URL_S3") or named.get("AWS_ENDPOINT_URL") or cls.endpoint
+        return cls(endpoint, told, secret, scratch)
+
+
+@dataclass(frozen=True)
 class Site:
     """One installation's place on a cluster."""
 
@@ -80,8 +105,10 @@ class Site:
     store_claim: str | None
     """The PersistentVolumeClaim that the store is on; None: it is no volume."""
     store_path: str
-    """Where that claim is mounted in pods."""
+    """Where that claim is mounted in pods; of a bucket, where they have what they work on of it."""
     pod: WorkerPod
+    bucket: Bucket | None = None
+    """Of a store that is one."""
 
 
 def load_worker_pod(path: Path) -> WorkerPod:

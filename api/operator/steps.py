@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 
 from sqlalchemy.engine import Connection
 
@@ -32,12 +31,13 @@ from api.domain.decide import (
 from api.domain.job import FINAL, Attempt, Job, Phase, Reason
 from api.domain.observation import Observation
 from api.operator.cluster import CannotStart, Cluster, ClusterError, Held, fence
-from api.operator.collect import collect, remove_folder, remove_job, remove_unfinished, spool_folder
+from api.operator.collect import collect
 from api.operator.handed import Unfit, handed_over
 from api.operator.leader import Leader
 from api.store import operations, operations_checkpoints, operations_load, operations_steps
 from api.store.database import Database, utcnow
 from api.store.operations_leader import Lease, NotLeader
+from api.stores import Store, attempt_folder, live_logs, spool_folder
 from api.tokens import Tokens
 from worker.contract.references import references
 
@@ -65,7 +65,7 @@ class Steps:
         database: Database,
         cluster: Cluster,
         tokens: Tokens,
-        store: Path,
+        store: Store,
         rules: Rules,
         up_since: Callable[[], datetime],
         hint: Callable[[str], None],
@@ -281,10 +281,10 @@ class Steps:
         async with self._call():
             if not await self._cluster.remove(attempt.object_name, attempt.confirmed_dead):
                 return False
-        spool = spool_folder(self._store, job.id, attempt.number)
-        for folder in (spool, spool.parent / "log"):
-            await asyncio.to_thread(remove_folder, folder)
-        await asyncio.to_thread(remove_unfinished, spool.parent)
+        store, place = self._store, (job.id, attempt.number)
+        for folder in (spool_folder(*place), live_logs(*place)):
+            await store.run(store.remove, folder)
+        await store.run(store.remove_unfinished, attempt_folder(*place))
         async with self._database.transaction() as session:
             await operations.mark_cleaned(session, self._lease, job)
         return True
@@ -295,7 +295,7 @@ class Steps:
         # Removed first, then recorded: what is recorded as gone is gone. Newer ones only ever make more of them go.
         for *_, path in gone:
             self._fence()
-            await asyncio.to_thread(remove_folder, self._store / path)
+            await self._store.run(self._store.remove, path)
         async with self._database.transaction() as session:
             await operations_checkpoints.mark_pruned(
                 session, self._lease, job.id, [(attempt, step, part) for attempt, step, part, _ in gone], utcnow()
@@ -305,7 +305,7 @@ class Steps:
         async with self._database.reading() as session:
             kept = await operations_checkpoints.kept_outputs(session, job.id)
         self._fence()
-        await asyncio.to_thread(remove_job, self._store, job.id, kept)
+        await self._store.run(self._store.remove_job, job.id, kept)
         async with self._database.transaction() as session:
             await operations_checkpoints.forget(session, self._lease, job.id)
 

@@ -1,7 +1,5 @@
 """Data files: upload, list, read, download, delete."""
 
-import asyncio
-import contextlib
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -12,8 +10,10 @@ from api.auth import Editor, Viewer
 from api.bodies import drain
 from api.control import Control
 from api.errors import Refusal, documented
+from api.leftovers import Removal
 from api.routes.again import Again
 from api.routes.parameters import TEXT, After, IdempotencyKey, Limit, refusing
+from api.routes.stored import of_store
 from api.store import again, audit, files, idempotency, projects
 from api.store.ids import new_id
 from api.store.pages import Slice
@@ -68,11 +68,11 @@ async def upload(
         raise too_large(limit)
     id = new_id("file")
     path = f"files/{id}.jsonl"
-    final = control.store.inside(path)
-    receiver = await asyncio.to_thread(Receiver, control.store.temporary_file(id), limit)
+    store = control.store
+    arriving = await store.run(store.upload, id)
     try:
-        form = Form(request.headers.get("content-type", ""), receiver)
-        done = await receive(request.stream(), form)
+        form = Form(request.headers.get("content-type", ""), Receiver(arriving, limit))
+        done = await receive(request.stream(), form, store)
         with refusing():
             async with control.database.transaction() as session:
                 if idempotency_key:
@@ -95,8 +95,8 @@ async def upload(
                     path=path,
                 )
                 audit.note(session, caller, "file.create", id, filename=row.filename, bytes=row.bytes)
-                await asyncio.to_thread(receiver.keep, final)
-        await asyncio.to_thread(receiver.settle)
+                await store.run(arriving.keep)
+        await store.run(arriving.settle)
     except (Refusal, OSError):
         # A full disk, too, is said once all was sent: see `errors`.
         await drain(request)
@@ -104,7 +104,7 @@ async def upload(
     except ClientDisconnect:
         raise Refusal(400, "the upload ended too early") from None
     finally:
-        receiver.discard()
+        await store.run(arriving.discard)
     response.headers["Location"] = f"/v1/files/{id}"
     return FileView.model_validate(row)
 
@@ -137,28 +137,27 @@ async def read(file: FileId, control: Control, caller: Viewer) -> FileView:
     response_class=FileResponse,
     responses={200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}}, **documented(404, 422)},
 )
-async def content(file: FileId, control: Control, caller: Viewer) -> FileResponse:
+async def content(file: FileId, control: Control, caller: Viewer) -> Response:
     """The rows, as they were uploaded."""
     with refusing():
         async with control.database.reading() as session:
             row = await files.get(session, file, caller.project)
-    path = control.store.inside(row.path)
-    if not path.is_file():
+    found = await of_store(control.store, row.path, media_type="application/jsonl", filename=row.filename)
+    if found is None:
         raise Refusal(404, f"the bytes of {file} are not in the store any more")
-    return FileResponse(path, media_type="application/jsonl", filename=row.filename)
+    return found
 
 
 @router.delete("/{file}", status_code=204, responses=documented(404, 409, 422))
 async def delete(file: FileId, control: Control, caller: Editor) -> None:
     """Deletes a file that no unfinished job needs."""
     with refusing():
+        async with control.database.reading() as session:
+            row = await files.get(session, file, caller.project)
+        removal = Removal(control.store, "files", file, row.path)
+        await removal.mark()
         async with control.database.transaction() as session:
             row = await files.delete(session, file, caller.project)
             audit.note(session, caller, "file.delete", file, filename=row.filename)
             await idempotency.forget(session, file)
-            # Before the commit: if this process dies right after it, a later start finds the bytes by this name.
-            # On a full disk it may fail, and deleting is what makes room there.
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(control.store.temporary_file(file).touch)
-    await asyncio.to_thread(control.store.remove, row.path)
-    await asyncio.to_thread(control.store.temporary_file(file).unlink, missing_ok=True)
+    await removal.carry_out()

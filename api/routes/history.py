@@ -1,6 +1,5 @@
 """What a job has done: attempts, events, metrics, checkpoints, logs; at once, or as server-sent events."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
@@ -224,7 +223,7 @@ async def logs(
             if rank in (None, r)
         ]
 
-    return Page[LogLine](data=await asyncio.to_thread(read))
+    return Page[LogLine](data=await control.store.run(read))
 
 
 @router.get(
@@ -261,7 +260,7 @@ async def _log_is_all_sent(job: str, control: ControlPlane, place: Place, ranks:
         return False
     # A copy: looking moves a place on.
     there = Place(place.attempt, dict(place.offsets))
-    return await asyncio.to_thread(there.next, control.logs, job, ranks, last=True) is None
+    return await control.store.run(there.next, control.logs, job, ranks, last=True) is None
 
 
 async def _log_lines(
@@ -271,7 +270,7 @@ async def _log_lines(
         while not control.streams.closing:
             turn, head = topic.turn, topic.head
             ended = head is not None and (head.over or head.attempt > place.attempt)
-            part: Part | None = await asyncio.to_thread(place.next, control.logs, job, ranks, last=ended)
+            part: Part | None = await control.store.run(place.next, control.logs, job, ranks, last=ended)
             if part is not None:
                 line = LogLine(attempt=place.attempt, rank=part.rank, text=part.text)
                 yield format_sse_event(data_str=line.model_dump_json(), id=str(place))

@@ -1,29 +1,28 @@
 """Models: list, read, lineage, download, delete."""
 
-import asyncio
 import tarfile
-from collections.abc import Iterator
-from pathlib import Path as FilePath
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
-from starlette.responses import FileResponse, StreamingResponse
+from starlette.responses import FileResponse, Response, StreamingResponse
 
 from api.auth import Editor, Viewer
 from api.control import Control, ControlPlane
 from api.domain.access import Caller
 from api.errors import Refusal, documented
+from api.leftovers import Removal
 from api.routes.again import Again
 from api.routes.parameters import TEXT, After, Limit, refusing
+from api.routes.stored import of_store, pulled
 from api.store import audit, models
 from api.store.pages import Slice
 from api.store.tables import ModelRow
+from api.stores import Store
 from api.views import LineageView, ModelFile, ModelView, Page
 from worker.contract.manifest import MANIFEST, Damaged, Manifest
-from worker.contract.manifest import read as read_manifest
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=Again)
-_CHUNK = 2**20
 _BLOCK = tarfile.BLOCKSIZE
 ModelId = Annotated[
     str, Path(max_length=80, pattern=TEXT, description="an id, `NAME` (the newest version) or `NAME@version`")
@@ -65,7 +64,7 @@ async def lineage(model: ModelId, control: Control, caller: Viewer) -> LineageVi
 @router.get("/{model}/files", responses=documented(404, 409, 422))
 async def listed_files(model: ModelId, control: Control, caller: Viewer) -> Page[ModelFile]:
     """The model's files with their hashes."""
-    _, manifest = await _folder(control, await _get(control, caller, model))
+    manifest = await _manifest(control, await _get(control, caller, model))
     return Page[ModelFile](
         data=[ModelFile(path=name, **entry.model_dump()) for name, entry in sorted(manifest.files.items())]
     )
@@ -78,15 +77,19 @@ async def listed_files(model: ModelId, control: Control, caller: Viewer) -> Page
 )
 async def read_file(
     model: ModelId, path: Annotated[str, Path(max_length=1024, pattern=TEXT)], control: Control, caller: Viewer
-) -> FileResponse:
+) -> Response:
     """One file of the model, or its `manifest.json`."""
-    folder, manifest = await _folder(control, await _get(control, caller, model))
+    row = await _get(control, caller, model)
+    manifest = await _manifest(control, row)
     # Only what the manifest names: no path can lead anywhere else.
     if path not in manifest.files and path != MANIFEST:
         raise Refusal(404, f"the model has no file {path[:200]!r}")
-    if not (folder / path).is_file():
+    found = await of_store(
+        control.store, f"{row.path}/{path}", media_type="application/octet-stream", filename=path.rpartition("/")[2]
+    )
+    if found is None:
         raise Refusal(409, f"{path[:200]} is not in the store any more")
-    return FileResponse(folder / path, media_type="application/octet-stream", filename=path.rpartition("/")[2])
+    return found
 
 
 @router.get(
@@ -97,22 +100,28 @@ async def read_file(
 async def download(model: ModelId, control: Control, caller: Viewer) -> StreamingResponse:
     """The whole model as a tar archive."""
     row = await _get(control, caller, model)
-    folder, manifest = await _folder(control, row)
+    manifest = await _manifest(control, row)
     name = f"{row.name}-{row.version}" + ("" if row.kind == "model" else f"-{row.kind}")
     headers = {"Content-Disposition": f'attachment; filename="{name}.tar"'}
     return StreamingResponse(
-        _tar(folder, name, [MANIFEST, *sorted(manifest.files)]), headers=headers, media_type="application/x-tar"
+        _tar(control.store, row.path, name, [MANIFEST, *sorted(manifest.files)]),
+        headers=headers,
+        media_type="application/x-tar",
     )
 
 
 @router.delete("/{model}", status_code=204, responses=documented(404, 409, 422))
 async def delete(model: ModelId, control: Control, caller: Editor) -> None:
     """Deletes a model that no unfinished job needs."""
+    row = await _get(control, caller, model)
+    removal = Removal(control.store, "models", row.id, row.path)
+    await removal.mark()
     with refusing():
         async with control.database.transaction() as session:
-            row = await models.delete(session, model, caller.project)
+            # By its id: meanwhile its name may stand for a newer version.
+            row = await models.delete(session, row.id, caller.project)
             audit.note(session, caller, "model.delete", row.id, name=row.name, version=row.version)
-    await asyncio.to_thread(control.store.remove, row.path)
+    await removal.carry_out()
 
 
 async def _get(control: ControlPlane, caller: Caller, model: str) -> ModelRow:
@@ -121,32 +130,32 @@ async def _get(control: ControlPlane, caller: Caller, model: str) -> ModelRow:
             return await models.get(session, model, caller.project)
 
 
-async def _folder(control: ControlPlane, row: ModelRow) -> tuple[FilePath, Manifest]:
-    folder = control.store.inside(row.path)
+async def _manifest(control: ControlPlane, row: ModelRow) -> Manifest:
     try:
-        return folder, await asyncio.to_thread(read_manifest, folder)
+        return await control.store.run(control.store.manifest, row.path)
     except Damaged as error:
         raise Refusal(409, f"the model is damaged in the store: {error}") from None
 
 
 def _view(control: ControlPlane, row: ModelRow) -> ModelView:
     view = ModelView.model_validate(row)
-    return view.model_copy(update={"location": str(control.store.inside(row.path))})
+    return view.model_copy(update={"location": control.store.place(row.path)})
 
 
-def _tar(folder: FilePath, name: str, paths: list[str]) -> Iterator[bytes]:
+async def _tar(store: Store, folder: str, name: str, paths: list[str]) -> AsyncIterator[bytes]:
     """A tar archive of the files, as a stream: each header, then the file, filled up to whole blocks."""
     for path in paths:
-        with (folder / path).open("rb") as file:
-            entry = tarfile.TarInfo(f"{name}/{path}")
-            stat = (folder / path).stat()
-            entry.size, entry.mtime, entry.mode = stat.st_size, int(stat.st_mtime), 0o644
-            yield entry.tobuf(tarfile.PAX_FORMAT)
-            left = entry.size
-            while left and (chunk := file.read(min(_CHUNK, left))):
-                left -= len(chunk)
-                yield chunk
-            if left:
-                raise OSError(f"{path} became shorter while it was read")
-            yield bytes(-entry.size % _BLOCK)
+        stat = await store.run(store.stat, f"{folder}/{path}")
+        if stat is None:
+            raise OSError(f"{path} is not in the store any more")
+        entry = tarfile.TarInfo(f"{name}/{path}")
+        entry.size, entry.mtime, entry.mode = stat.bytes, int(stat.at.timestamp()), 0o644
+        yield entry.tobuf(tarfile.PAX_FORMAT)
+        left = entry.size
+        async for chunk in pulled(store, store.chunks(f"{folder}/{path}", 0, entry.size)):
+            left -= len(chunk)
+            yield chunk
+        if left:
+            raise OSError(f"{path} became shorter while it was read")
+        yield bytes(-entry.size % _BLOCK)
     yield bytes(2 * _BLOCK)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from sqlalchemy import select
+from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.store import jobs
@@ -65,6 +66,11 @@ async def listed(
     if job is not None:
         query = query.where(ModelRow.job_id == job)
     return await page(session, query, ModelRow.created_at, ModelRow.id, part)
+
+
+def known(connection: Connection, ids: Sequence[str]) -> set[str]:
+    """Those of `ids` that are models."""
+    return set(connection.scalars(select(ModelRow.id).where(ModelRow.id.in_(ids))))
 
 
 async def delete(session: AsyncSession, wanted: str, project: str) -> ModelRow:

@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,9 +15,10 @@ from fastapi import FastAPI
 from sqlalchemy.exc import OperationalError
 
 from api import errors
-from api.folder import Store
+from api.folder import FolderStore
+from api.leftovers import sweep
 from api.settings import Settings
-from api.uploads import Receiver, sweep
+from api.stores import Upload
 from tests.api.conftest import DIALOGUE, TEXT, Plane, paths, rows
 
 Part = tuple[str, bytes, str]
@@ -100,13 +102,15 @@ async def test_a_form_that_never_ends_is_refused(plane: Plane, settings: Setting
 async def test_a_full_disk_is_said_and_nothing_is_kept(
     plane: Plane, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class OnFullDisk(Receiver):
-        def __init__(self, path: Path, limit: int) -> None:
-            super().__init__(path, limit)
-            self._file.close()
-            self._file = Path("/dev/full").open("wb")  # noqa: SIM115
+    begin = FolderStore.upload
 
-    monkeypatch.setattr("api.routes.files.Receiver", OnFullDisk)
+    def on_full_disk(store: FolderStore, id: str) -> Upload:
+        upload: Any = begin(store, id)
+        upload._file.close()
+        upload._file = Path("/dev/full").open("wb")  # noqa: SIM115
+        return upload
+
+    monkeypatch.setattr(FolderStore, "upload", on_full_disk)
     for count in (1, 2000):
         answer = await upload(plane, rows(count))
         assert answer.status_code == 507, answer.text
@@ -254,7 +258,7 @@ async def test_bytes_of_a_deletion_that_was_cut_off_are_swept(
         raise RuntimeError("as if the process had died")
 
     with monkeypatch.context() as dying:
-        dying.setattr(Store, "remove", die)
+        dying.setattr(FolderStore, "remove", die)
         assert (await plane.http.delete(f"/v1/files/{id}")).status_code == 500
     assert f"{id}.jsonl" in left_behind(settings)
     for path in (settings.store_path / "files").iterdir():

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from api.folder import FolderStore
 from api.settings import Settings
 from api.store.database import utcnow
 from api.store.tables import ModelRow
@@ -211,9 +212,12 @@ async def register(plane: Plane, folder: Path, version: int = 1, kind: str = "mo
     manifest = describe(folder)
     (folder / MANIFEST).write_bytes(manifest.encode())
     path = f"jobs/job-x/a{version}/outputs/{kind}"
-    final = plane.control.store.root / path
-    final.parent.mkdir(parents=True, exist_ok=True)
-    folder.rename(final)
+    store: Any = plane.control.store
+    if isinstance(store, FolderStore):
+        (store.root / path).parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(store.root / path)
+    else:
+        store.objects.put_folder(folder, path)
     id = f"model-{version}{kind}"
     async with plane.control.database.transaction() as session:
         session.add(

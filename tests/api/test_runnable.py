@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from api.folder import Store
+from api.folder import FolderStore
 from api.inputs import Resolver
 from api.operator.site import WorkerPod
 from api.settings import Settings, load
@@ -88,7 +88,7 @@ async def test_what_does_not_fit_beside_the_administrators_part_is_refused_with_
     on_kubernetes: Settings, database: Database
 ) -> None:
     site = replace(SITE, pod=WorkerPod(image="w", nodeSelector={"pool": "gpu"}))
-    resolver = Resolver(on_kubernetes, database, Store(on_kubernetes.store_path), site)
+    resolver = Resolver(on_kubernetes, database, FolderStore(on_kubernetes.store_path), site)
 
     async def refused(**pod: Any) -> set[str]:
         stage = {"type": "sft", "model": "models/none", "data": "files/none"}

@@ -157,7 +157,7 @@ async def test_what_cannot_be_opened_in_the_data_folder_is_told_in_one_sentence(
     ("name", "value", "says"),
     [
         ("host", "0.0.0.0", "AUTH=keys"),
-        ("store", "s3://bucket/x", "file:///"),
+        ("store", "gs://bucket/x", "file:///"),
         ("database_url", "mysql://x", "postgresql://"),
         ("database_url", "postgresql://host:port/x", "is no URL"),
         ("port", 70000, "65535"),

@@ -5,7 +5,7 @@ import yaml
 
 from tests.chart.rendering import ROOT, chart, identity, installed, overlay, plain
 
-OVERLAYS = ["sqlite", "postgresql"]
+OVERLAYS = ["sqlite", "postgresql", "postgresql-s3"]
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

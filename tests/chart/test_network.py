@@ -96,6 +96,18 @@ def test_what_must_talk_may_and_nothing_else_with_a_database_elsewhere() -> None
     assert held(everywhere, [("api", "outside", 6432, True), ("operator", "outside", 5432, False)]) == []
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [("", 443), ("https://s3.example", 443), ("http://s3", 80), ("http://minio.s3.svc:9000/", 9000)],
+)
+def test_a_store_in_a_bucket_may_be_reached_by_whoever_serves_and_whoever_acts(endpoint: str, port: int) -> None:
+    bucket = f'store.s3={{"bucket": "rlhf", "endpoint": "{endpoint}"}}'
+    rendered = chart("replicas=2", 'database.existingSecret="url"', bucket)
+    table = [(who, "outside", port, True) for who in ("api", "operator")]
+    assert held(rendered, [*table, ("api", "outside", 9001, False), ("operator", "outside", 9001, False)]) == []
+    assert not any(made["kind"].startswith("PersistentVolume") for made in rendered)
+
+
 @pytest.mark.parametrize("rendered", [chart, lambda: overlay("sqlite")], ids=["chart", "manifests"])
 def test_one_pod_that_does_all_may_what_both_may(rendered: Any) -> None:
     table = [

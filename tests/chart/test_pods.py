@@ -107,6 +107,18 @@ def test_the_variables_are_settings_that_the_control_plane_takes(
         assert found.worker_url == "http://rlhf-workers.rlhf-system.svc:8001"
 
 
+def test_a_store_in_a_bucket_is_one_that_the_control_plane_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = 'store.s3={"bucket": "rlhf", "prefix": "a/b", "scratch": "200Gi", "existingSecret": "rlhf-s3"}'
+    for each in (c for made in chart(bucket) for c in containers(made) if c.get("args", [""])[0] == "--role"):
+        assert not any(mount["name"] == "store" for mount in each["volumeMounts"])
+        with monkeypatch.context() as there:
+            for variable in each["env"]:
+                there.setenv(variable["name"], variable.get("value", "of-a-secret"))
+            found = Settings()
+        assert (found.store_url, found.store_claim) == ("s3://rlhf/a/b", "")
+        assert (found.store_secret, found.scratch_size) == ("rlhf-s3", "200Gi")
+
+
 def test_numbers_keep_their_digits() -> None:
     made = next(each for each in containers_of(chart(values="everything"), "api") if each["name"] == "api")
     given = {variable["name"]: variable.get("value") for variable in made["env"]}

@@ -61,6 +61,7 @@ def test_a_value_of_the_wrong_type_is_refused(path: Path) -> None:
         'settings={"AUTH": "none"}',
         'image.digest="latest"',
         'store.path="store"',
+        'store.s3.endpoint="https://key:secret@s3.example"',
         'networkPolicy.egress=[{"port": 443}]',
     ],
 )
@@ -76,6 +77,8 @@ def test_what_cannot_work_is_refused_by_the_schema(wrong: str) -> None:
         (['database.existingSecret="url"', "postgresql.enabled=true"], "each name a database"),
         (['jobs.namespace="rlhf-system"'], "jobs.otherNamespaces: rlhf-system is the control plane's own"),
         (['store.volume={"nfs": {}, "csi": {}}'], "store.volume: a volume has one source, and these are 2 (csi, nfs)"),
+        (['store.s3={"bucket": "rlhf"}', 'store.volume={"nfs": {}}'], "store.s3.bucket and store.volume each name"),
+        (['store.s3.existingSecret="s3"'], "store.s3.existingSecret: there is no bucket"),
         (["ingress.enabled=true"], "ingress.host: an Ingress needs the name"),
         (["gateway.enabled=true"], "gateway.parentRefs: a route needs the Gateway"),
     ],

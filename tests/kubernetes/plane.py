@@ -98,7 +98,7 @@ class Plane:
         self.url = f"http://127.0.0.1:{port}"
         self.client = Client(self.url)
         self.worker_port = worker_port
-        self._environment = {
+        self.settings = {
             **{k: v for k, v in os.environ.items() if k != "KUBECONFIG"},
             "CLUSTER": "kubernetes", "NAMESPACE": namespace.name, "WORKER_POD": str(worker_pod),
             "WORKER_HOST": cluster.host_address, "WORKER_PORT": str(worker_port),
@@ -114,7 +114,7 @@ class Plane:
     def process(self, role: str, name: str, **settings: str) -> Process:
         """One more, not started yet, with these settings over the others."""
         data = self.folder / name
-        environment = {**self._environment, "KUBECONFIG": str(self.kubeconfig), **settings}
+        environment = {**self.settings, "KUBECONFIG": str(self.kubeconfig), **settings}
         command = [sys.executable, "-m", "api", "--role", role, "--data", str(data)]
         return Process(command, environment, self.folder / f"{name}.log")
 

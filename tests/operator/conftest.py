@@ -16,6 +16,7 @@ from sqlalchemy import select, update
 from api.domain.decide import Rules
 from api.domain.job import Desired, Phase
 from api.domain.outcome import Backoff
+from api.folder import FolderStore
 from api.operator.leader import Leader
 from api.operator.local import LocalCluster
 from api.operator.reconciler import Operator, Pace
@@ -89,7 +90,7 @@ class Plane:
             wakeups=self.wakeups,
             tokens=Tokens(database),
             leader=self.leader,
-            store=self.store,
+            store=FolderStore(self.store),
             **{"places": 1, "rules": QUICK_RULES, "pace": QUICK_PACE, **given},
         )
         self._stop = asyncio.Event()

@@ -278,6 +278,7 @@ def test_only_what_a_worker_needs_is_handed_on() -> None:
     assert env.items() >= {"PATH": "/bin", "HF_HUB_OFFLINE": "1", "NCCL_DEBUG": "INFO", "WORKER_LOCK_FD": "5"}.items()
     assert env["DS_ACCELERATOR"] == "cpu"
     assert not {"AWS_SECRET_ACCESS_KEY", "HF_TOKEN"} & set(env)
+    assert "AWS_SECRET_ACCESS_KEY" in environment(5, given, Path("/source"), for_bucket=True)
 
 
 def test_the_stand_in_is_found() -> None:

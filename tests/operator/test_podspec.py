@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.operator.manifest import CannotRender, objects
+from api.operator.podspec import collisions
+from api.operator.site import Bucket
 from tests.operator.rendered import NAME, SITE, TOKEN, container, made, order_of, pod, spec_of, variables, with_pod
 
 pytestmark = pytest.mark.quick
@@ -38,10 +40,45 @@ def test_what_is_written_to_has_a_volume() -> None:
     assert volumes[places["/tmp"]]["emptyDir"] == {}
     assert volumes[places["/dev/shm"]]["emptyDir"] == {"medium": "Memory"}
     assert volumes[places["/store"]]["persistentVolumeClaim"] == {"claimName": "store"}
-    on_s3 = replace(SITE, store_url="s3://bucket/store", store_claim=None)
-    assert {mount["mountPath"] for mount in container(on_s3)["volumeMounts"]} == {"/tmp", "/dev/shm", "/etc/rlhf"}
     assert container()["terminationMessagePath"] == "/dev/termination-log"
     assert container()["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
+def test_of_a_bucket_a_pod_has_what_leads_to_it_and_a_folder_of_its_node() -> None:
+    bucket = Bucket.of(
+        {"AWS_ENDPOINT_URL": "http://s3.storage.svc:9000", "AWS_REGION": "x", "AWS_SECRET_ACCESS_KEY": "canary"},
+        secret="rlhf-s3",
+        scratch="200Gi",
+    )
+    site = replace(SITE, store_url="s3://bucket/store", store_claim=None, store_path="/scratch", bucket=bucket)
+    places = {mount["mountPath"]: mount["name"] for mount in container(site)["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod(site)["volumes"]}
+    assert volumes[places["/scratch"]]["emptyDir"] == {"sizeLimit": "200Gi"}
+    found = {entry["name"]: entry for entry in container(site)["env"]}
+    assert found["AWS_ENDPOINT_URL"]["value"] == "http://s3.storage.svc:9000"
+    assert found["AWS_REGION"]["value"] == "x"
+    secret = {"name": "rlhf-s3", "key": "AWS_SECRET_ACCESS_KEY"}
+    assert found["AWS_SECRET_ACCESS_KEY"]["valueFrom"] == {"secretKeyRef": secret}
+    assert found["AWS_SESSION_TOKEN"]["valueFrom"]["secretKeyRef"]["optional"]
+    assert "canary" not in str(made(site).all())
+    (rule,) = [rule for rule in made(site).network_policy["spec"]["egress"] if "9000" in str(rule)]
+    assert rule["to"][0]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "storage"}
+    # Without a Secret they have an identity of their own.
+    assert "AWS_ACCESS_KEY_ID" not in str(pod(replace(site, bucket=Bucket())))
+
+
+def test_no_spec_leads_a_pod_to_another_bucket() -> None:
+    site = replace(SITE, store_url="s3://bucket/store", store_claim=None, store_path="/scratch", bucket=Bucket())
+    wanted = {
+        "env": {"AWS_ENDPOINT_URL": "http://elsewhere"},
+        "secrets": {"AWS_ACCESS_KEY_ID": "mine/key"},
+        "volumes": [{"name": "mine", "mount_path": "/scratch/x", "empty_dir": {}}],
+    }
+    assert {problem.path for problem in collisions(spec_of(resources={"pod": wanted}), site)} == {
+        "resources.pod.volumes.0.mount_path",
+        "resources.pod.secrets.AWS_ACCESS_KEY_ID",
+        "resources.pod.env.AWS_ENDPOINT_URL",
+    }
 
 
 @pytest.mark.parametrize(("grace", "seconds"), [("600s", 600), ("1500ms", 2), ("200ms", 1), ("2h", 7200)])

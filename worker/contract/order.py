@@ -45,7 +45,12 @@ class Order(BaseModel):
     attempt: int = Field(ge=1)
     spec: JobSpec
     inputs: dict[str, Input] = Field(description="by the path in the spec, such as `stage.data.train`")
-    store: str = Field(description="the store's URL, such as file:///data/store")
+    store: str = Field(description="the store's URL, such as file:///data/store or s3://bucket/prefix")
+    scratch: str | None = Field(
+        default=None,
+        description="where the store is a bucket: the folder of this machine that the attempt works in, made if it is "
+        "not there; none: a temporary one. Inputs of the store are then named by URLs below the store's",
+    )
     control_url_file: str = Field(description="a file with the worker listener's URL; read again after a failure")
     token_file: str
     termination_file: str = Field(description="where the launcher writes its Termination, last of all")

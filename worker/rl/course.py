@@ -119,10 +119,11 @@ class Course:
             self.save()
         raise Stopped
 
-    def save(self, *, anyway: bool = False) -> None:
+    def save(self, *, anyway: bool = False, must: bool = True) -> None:
         """Seals a checkpoint of how things stand, unless one is there (or nothing has been done that could be lost).
 
-        `anyway`: also where only what guards remember is new.
+        `anyway`: also where only what guards remember is new. Without `must` it may be left out, where the one before
+        is still on its way to the store.
         """
         if ((mark := self._mark) == self._saved and not anyway) or not any(mark[:2]):
             return
@@ -143,10 +144,12 @@ class Course:
             "hand": hand.common() if hand is not None and part else None,
         }
         with watch("save"):
-            snapshots.save(
+            saved = snapshots.save(
                 self.context, self.roles.engines, self.ranks,
-                step=step, part=part, own=own, common=common, data=self._data,
+                step=step, part=part, own=own, common=common, data=self._data, must=must,
             )  # fmt: skip
+        if not saved:
+            return
         self._saved = mark
         self.report(watch.metrics())
         if self._curves:

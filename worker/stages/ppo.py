@@ -90,7 +90,7 @@ class Ppo:
             self._iterate()
             self._evaluate_if_due()
             if self.course.step % self.spec.checkpoint.every_steps == 0:
-                self.course.save()
+                self.course.save(must=False)
         return self.course.hand_over()
 
     def _iterate(self) -> None:

@@ -69,7 +69,7 @@ def run(context: Context) -> list[Output]:
         channel.wait_for_stop(stage.seconds_per_step)
         if stop := _agreed(context):
             if stop == "save" and walk.step > saved:
-                _save(context, walk, stage.checkpoint_bytes)
+                _save(context, walk, stage.checkpoint_bytes, must=True)
             raise Stopped(f"stopped when asked, after step {walk.step}")
         loss = walk.advance()
         if context.rank == 0:
@@ -77,8 +77,8 @@ def run(context: Context) -> list[Output]:
             for sample in _answers(stage, walk.step):
                 channel.sample(sample)
         if walk.step % context.order.spec.checkpoint.every_steps == 0:
-            _save(context, walk, stage.checkpoint_bytes)
-            saved = walk.step
+            if _save(context, walk, stage.checkpoint_bytes):
+                saved = walk.step
             channel.report("training")
     return [rehearsed.hand_over(context, walk.loss, walk.step)] if stage.output and context.rank == 0 else []
 
@@ -116,7 +116,7 @@ def _resume(context: Context) -> Walk | None:
         found, damaged = checkpoint.newest_whole(context.job_folder, context.order.attempt)
         for sentence in damaged:
             context.channel.event("CheckpointDamaged", sentence, level="warning")
-        path = str(found.path) if found is not None else None
+        path = context.relative(found.path) if found is not None else None
     # Rank 0 chooses for all: a rank that chose for itself could see another folder.
     chosen: str | None = context.channel.gather(path)[0]
     if chosen is None:
@@ -124,31 +124,36 @@ def _resume(context: Context) -> Walk | None:
             # What earlier attempts said of any step is said again.
             context.channel.resumed_from(0)
         return None
-    walk = Walk.from_state(json.loads((Path(chosen) / f"rank-{context.rank}.json").read_text()))
+    walk = Walk.from_state(json.loads((context.store / chosen / f"rank-{context.rank}.json").read_text()))
     if context.rank == 0:
         context.channel.resumed_from(walk.step)
         context.channel.event("Resumed", f"goes on from step {walk.step}", step=walk.step)
     return walk
 
 
-def _save(context: Context, walk: Walk, ballast: int) -> None:
-    """A sealed checkpoint of all ranks, `ballast` bytes larger than it need be."""
+def _save(context: Context, walk: Walk, ballast: int, *, must: bool = False) -> bool:
+    """A sealed checkpoint of all ranks, `ballast` bytes larger than it need be; False: there was no room for it."""
     final = checkpoint.step_folder(context.checkpoints, walk.step)
     began = time.monotonic()
     if context.rank == 0:
         context.channel.report("saving")
+    room = context.room(must=must)
+    if room and context.keeper:
         checkpoint.temporary_for(final)
-    context.channel.gather(None)
+    if not all(context.channel.gather(room)):
+        return False
     temporary = checkpoint.temporary_name(final)
     (temporary / f"rank-{context.rank}.json").write_text(json.dumps(walk.state()))
-    if context.rank == 0:
+    if context.keeper:
         _write_ballast(temporary / "ballast.bin", ballast, walk.step)
     context.channel.gather(None)
-    if context.rank == 0:
+    if context.keeper:
         sealed = checkpoint.seal(temporary, final)
         context.channel.checkpoint(checkpoint.announce(final, sealed, step=walk.step, store=context.store))
+    if context.rank == 0:
         context.channel.report(step=walk.step, metrics={"time/save": time.monotonic() - began})
     context.channel.gather(None)
+    return True
 
 
 def _write_ballast(path: Path, size: int, step: int) -> None:

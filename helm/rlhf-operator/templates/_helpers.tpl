@@ -73,10 +73,14 @@ annotations:
   value: /etc/rlhf-operator/worker/worker-pod.yaml
 - name: WORKER_URL
   value: http://{{ include "rlhf.name" . }}-workers.{{ .Release.Namespace }}.svc:8001
+{{- if .Values.store.s3.bucket }}
+{{ include "rlhf.s3" . }}
+{{- else }}
 - name: STORE
   value: file://{{ .Values.store.path }}
 - name: STORE_CLAIM
   value: {{ .Values.store.claim }}
+{{- end }}
 - name: HOST
   value: 0.0.0.0
 - name: AUTH
@@ -85,6 +89,48 @@ annotations:
 - name: {{ $name }}
   {{- /* A number of YAML is a float here: 1048576 is no 1.048576e+06. */}}
   value: {{ if kindIs "float64" $value }}{{ if eq (floor $value) $value }}{{ printf "%.0f" $value | quote }}{{ else }}{{ $value | toString | quote }}{{ end }}{{ else }}{{ $value | toString | quote }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{/* The store in a bucket. Jobs have the Secret of the same name in their own namespace. */}}
+{{- define "rlhf.s3" -}}
+{{- $s3 := .Values.store.s3 -}}
+- name: STORE
+  value: s3://{{ $s3.bucket }}{{ with $s3.prefix }}/{{ . }}{{ end }}
+{{- with $s3.endpoint }}
+- name: AWS_ENDPOINT_URL
+  value: {{ . }}
+{{- end }}
+{{- with $s3.region }}
+- name: AWS_REGION
+  value: {{ . }}
+{{- end }}
+{{- with $s3.scratch }}
+- name: SCRATCH_SIZE
+  value: {{ . }}
+{{- end }}
+{{- with $s3.existingSecret }}
+- name: STORE_SECRET
+  value: {{ . }}
+{{- range $name := list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" "AWS_SESSION_TOKEN" }}
+- name: {{ $name }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ $s3.existingSecret }}
+      key: {{ $name }}
+      {{- if eq $name "AWS_SESSION_TOKEN" }}
+      optional: true
+      {{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "rlhf.storeEgress" -}}
+{{- if .Values.store.s3.bucket }}
+{{- $endpoint := urlParse (.Values.store.s3.endpoint | default "https://s3.amazonaws.com") }}
+- ports:
+    - protocol: TCP
+      port: {{ regexFind "[0-9]+$" (regexFind ":[0-9]+$" $endpoint.host) | default (ternary "80" "443" (eq $endpoint.scheme "http")) }}
 {{- end }}
 {{- end }}
 
@@ -172,8 +218,10 @@ initContainers:
 {{- define "rlhf.mounts" -}}
 - name: data
   mountPath: /data
+{{- if not .Values.store.s3.bucket }}
 - name: store
   mountPath: {{ .Values.store.path }}
+{{- end }}
 - name: worker-pod
   mountPath: /etc/rlhf-operator/worker
   readOnly: true
@@ -192,9 +240,11 @@ initContainers:
   {{- else }}
   emptyDir: {}
   {{- end }}
+{{- if not .Values.store.s3.bucket }}
 - name: store
   persistentVolumeClaim:
     claimName: {{ .Values.store.claim }}
+{{- end }}
 - name: worker-pod
   configMap:
     name: {{ include "rlhf.name" . }}-worker-pod

@@ -13,6 +13,14 @@
 {{- if and $values.store.volume (ne (len $values.store.volume) 1) }}
 {{- fail (printf "store.volume: a volume has one source, and these are %d (%s)" (len $values.store.volume) (keys $values.store.volume | sortAlpha | join ", ")) }}
 {{- end }}
+{{- if and $values.store.s3.bucket $values.store.volume }}
+{{- fail "store.s3.bucket and store.volume each name a store; set one of them" }}
+{{- end }}
+{{- range $name := list "prefix" "endpoint" "region" "existingSecret" "scratch" }}
+{{- if and (index $values.store.s3 $name) (not $values.store.s3.bucket) }}
+{{- fail (printf "store.s3.%s: there is no bucket; set store.s3.bucket, too" $name) }}
+{{- end }}
+{{- end }}
 {{- if and $values.ingress.enabled (not $values.ingress.host) }}
 {{- fail "ingress.host: an Ingress needs the name by which people come; set it, or ingress.enabled to false" }}
 {{- end }}
