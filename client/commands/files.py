@@ -18,12 +18,15 @@ def upload(
     server: Server,
     path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="Rows of JSON, one a line.")],
     purpose: Annotated[str, typer.Option(help="What it is for.")] = "fine-tune",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print what a spec names it by, and no more.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Send a JSONL file; every line of it is checked."""
     file = server.files.upload(path, purpose=purpose)
     if as_json:
         print_json(file)
+    elif quiet:
+        out.print(f"files/{file.id}")
     else:
         out.print(f"[green]✓[/] {escape(file.filename)}: {file.rows:,} rows of {file.kind}, {size(file.bytes)}")
         out.print(f"In a spec: [bold]files/{file.id}[/]")

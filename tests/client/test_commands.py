@@ -210,6 +210,8 @@ def test_files_go_up_are_listed_and_come_back(rlhf: Shell, tmp_path: Path) -> No
     assert refused.code == 2
     assert "line 2" in refused.err
     assert rlhf("files", "delete", up["id"]).code == 0
+    name = rlhf("files", "upload", "-q", "examples/data/tiny.jsonl").out.strip()
+    assert rlhf("files", "delete", name).code == 0
 
 
 @pytest.mark.quick
