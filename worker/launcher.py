@@ -33,8 +33,8 @@ ASK_WITHIN = 2.0
 AFTER_FAILURE = 3.0
 # Seconds that the last reports may still take once a signal asks for the end; a call in flight is added.
 _HURRIED = 2.0
-# Seconds that the last of logs and spool may take into a store in a bucket.
-_LAST_FILES = 15.0
+# Seconds that the last of logs and spool may take into a store in a bucket; and of the grace, what is left after that.
+_LAST_FILES, _LAST_WORDS = 15.0, 1.0
 # Seconds that the other nodes have to hear how the attempt ended.
 _FAREWELL = 2.0
 
@@ -86,7 +86,7 @@ class Launcher:
         self._crew.close()
         if self._shore is not None:
             may_write = self._reporter.accepted and not self._reporter.gone
-            self._shore.mirror.close(min(self._drain_within(), _LAST_FILES) if may_write else 0.0)
+            self._shore.mirror.close(min(self._grace.left - _LAST_WORDS, _LAST_FILES) if may_write else 0.0)
 
     def run(self) -> Outcome | None:
         """Runs until all ranks have ended. None: the attempt was over before it was accepted."""
@@ -294,11 +294,11 @@ class Launcher:
             return outcome
         if outcome.exit == Exit.DONE:
             shore.mirror.outputs(outcome.finish.outputs)
-        patient_until = time.monotonic() + shore.mirror.end_patience
+        began = time.monotonic()
         while not (shore.settled or shore.failure or self._over or shore.mirror.given_up):
-            self._kill_at = min(patient_until, self._grace.work_until)
+            self._kill_at = min(shore.mirror.given_up_at(began), self._grace.work_until)
             self._turn()
-            if time.monotonic() >= patient_until:
+            if time.monotonic() >= shore.mirror.given_up_at(began):
                 shore.mirror.give_up()
         if self._over:
             shore.mirror.give_up()
