@@ -160,7 +160,7 @@ class ObjectStore:
         try:
             count = -(-size // _COPIED_AT_ONCE)
             uploads.all_of(self._pool, self.options.at_once, copy, list(range(1, count + 1)))
-            uploads.complete(self._bucket, key, upload, parts)
+            uploads.complete(self._bucket, key, upload, parts, size)
         except BaseException:
             with contextlib.suppress(OSError):
                 uploads.abort(self._bucket, key, upload)
