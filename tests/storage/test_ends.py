@@ -1,6 +1,7 @@
 """The end of an attempt whose store is a bucket, in the order in which its parts must come."""
 
 import queue
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +39,27 @@ def test_the_last_files_leave_time_to_say_how_the_attempt_ended() -> None:
     said = Outcome(143, Finish(outcome="stopped", reason="Stopped")).termination(step=1)
     other.close(follower._Verdict(143, said))
     assert mirror.within[1] <= 4
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_what_is_put_last_has_as_long_as_it_moves(moves: bool) -> None:
+    done = Outcome(0, Finish(outcome="succeeded", reason="Finished"))
+    mirror = SimpleNamespace(end_patience=0.2, given_up=False, moved_at=0.0, outputs=lambda _: None)
+    mirror.given_up_at = lambda since: max(since, mirror.moved_at) + mirror.end_patience
+    mirror.give_up = lambda: setattr(mirror, "given_up", True)
+    shore: Any = SimpleNamespace(mirror=mirror, settled=False, failure=None, end=lambda outcome: outcome)
+    one: Any = launcher.Launcher.__new__(launcher.Launcher)
+    one._over, one._stop, one._grace, one._hear_store = False, None, Grace(60), lambda _: None
+    ends_at = time.monotonic() + 0.8
+
+    def turn() -> None:
+        time.sleep(0.02)
+        mirror.moved_at = time.monotonic() if moves else 0.0
+        shore.settled = time.monotonic() >= ends_at
+
+    one._turn = turn
+    assert one._brought_home(shore, done) == done
+    assert (shore.settled, mirror.given_up) == (moves, not moves)
 
 
 def test_a_node_says_how_the_attempt_ended_before_its_last_files(
