@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import contextvars
+import math
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +30,8 @@ _CHUNK = _MIB
 _THREADS = 16
 # Seconds. Whoever asks waits for the answer, and is told to come again.
 _PATIENCE, _CONNECT, _READ = 8.0, 3.0, 10.0
+# Seconds. A sweep takes uploads with an old mark for dead: of one that has lasted this long it is made anew at the end.
+_LONG = 3600.0
 # A model's files up to this size are fetched to tell what it is; larger ones than any configuration are not.
 _DESCRIPTION = 4 * _MIB
 _REMEMBERED = 256
@@ -140,7 +144,8 @@ class BucketStore:
 
     def remove_parts(self, older_than: timedelta) -> None:
         """See `Store`."""
-        self.objects.abort_uploads("files", older_than)
+        for folder in ("files", "cache"):
+            self.objects.abort_uploads(folder, older_than)
 
     def remove_job(self, job: str, kept: list[str]) -> None:
         """See `Store`."""
@@ -232,6 +237,7 @@ class _Upload:
         self._sent = objects.upload(path)
         self._waiting = tempfile.TemporaryFile()  # noqa: SIM115
         self._begun = self._kept = False
+        self._marked_at = -math.inf
 
     def write(self, data: bytes) -> None:
         self._waiting.write(data)
@@ -241,6 +247,8 @@ class _Upload:
     def end(self) -> None:
         # In its place before the transaction, which is not held up with it: the mark says that there is no row yet.
         self._send()
+        if time.monotonic() - self._marked_at > _LONG:
+            self._put_mark()
         self._sent.finish()
 
     def keep(self) -> None:
@@ -261,9 +269,13 @@ class _Upload:
             self._objects.remove_objects([self._path])
             self._objects.remove_objects([self._mark])
 
+    def _put_mark(self) -> None:
+        self._objects.put_bytes(self._mark, self._path.encode())
+        self._marked_at = time.monotonic()
+
     def _send(self) -> None:
         if not self._begun:
-            self._objects.put_bytes(self._mark, self._path.encode())
+            self._put_mark()
             self._begun = True
         self._waiting.seek(0)
         self._sent.write(self._waiting.read())

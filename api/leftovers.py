@@ -84,7 +84,10 @@ async def _sweep(store: Store, database: Database, folder: str, known: Callable[
 
 def _remove(store: Store, id: str, mark: str) -> None:
     # The mark of an upload into a folder holds what has come of it.
-    path = f"files/{id}.jsonl" if mark.startswith("files/") else store.read(mark).decode("utf-8", "replace")
+    try:
+        path = f"files/{id}.jsonl" if mark.startswith("files/") else store.read(mark).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return  # another replica was faster
     try:
         store.remove(path)
     except ValueError:

@@ -99,7 +99,8 @@ class Store(Protocol):
         """Removes what writes that were cut short left in an attempt's folder. Only once the attempt is dead."""
 
     def remove_parts(self, older_than: timedelta) -> None:
-        """Removes what was sent of data files whose uploads were begun that long ago, and never ended."""
+        """Removes what was sent of data files, and of models that workers converted, whose uploads were begun that long
+        ago, and never ended."""
 
     def remove_job(self, job: str, kept: list[str]) -> None:
         """Removes all that a job stored but the folders `kept`, which models lie in."""

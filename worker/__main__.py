@@ -18,9 +18,9 @@ def main() -> int:
     parser.add_argument("--order", type=Path, required=True, help="the attempt's spec.json")
     arguments = parser.parse_args()
 
+    from worker.attempt import launch
     from worker.contract.order import Order
     from worker.contract.protocol import Exit
-    from worker.launcher import launch
     from worker.workplace import is_bucket
 
     try:

@@ -72,9 +72,10 @@ class Fetching:
             shutil.rmtree(into, ignore_errors=True)
             return Chosen(None, str(error) or type(error).__name__)
         self._checkpoint = into
-        # Curves go on where they were.
+        # Curves go on where they were. One that is gone is no reason not to.
         for entry in self._store.list(f"{path.partition('/checkpoints/')[0]}/tensorboard"):
-            self._store.fetch_file(entry.path, self._folder / entry.path)
+            with contextlib.suppress(Damaged, NotThere):
+                self._store.fetch_file(entry.path, self._folder / entry.path)
         return Chosen(path)
 
     def forget(self) -> None:

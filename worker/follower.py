@@ -17,6 +17,7 @@ import tenacity
 from worker.contract.order import Meeting, Order
 from worker.contract.protocol import Exit, Finish, Termination
 from worker.crew import Crew
+from worker.grace import Grace
 from worker.link import GREETING, HERE, Link, LinkThread, Stranger, introduce
 from worker.logs import log
 from worker.mirror import Failed, Fetched, Going, Mirror, Room, Said, Uploaded, event_of
@@ -26,8 +27,8 @@ from worker.ranks import LocalRank
 from worker.termination import TerminationFile
 
 _LONGEST_WAIT = 2.0
-# Seconds that the last of the logs may take into a store in a bucket.
-_LAST_FILES = 15.0
+# Seconds that the last of the logs may take into a store in a bucket; and of the grace, what is left after that.
+_LAST_FILES, _LAST_WORDS = 15.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,13 @@ def follow(
     Raises BadSpec for a store that cannot be reached, OSError.
     """
     store_path(order.store)
-    verdict = Follower(order, order_file, lock_fd, node, file, mirrored).run()
+    follower = Follower(order, order_file, lock_fd, node, file, mirrored)
+    verdict = follower.run()
     if verdict.termination is not None:
         file.write(verdict.termination)
         log(f"ended with {verdict.exit}: {verdict.termination.reason} {verdict.termination.message}")
+    # Last: whoever asked for the end may kill this process in the midst of it.
+    follower.close(verdict)
     return verdict.exit
 
 
@@ -76,6 +80,7 @@ class Follower:
         self._node = node
         self._heard: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._signalled = self._told = False
+        self._grace = Grace(order.spec.checkpoint.grace)
         self._verdict: _Verdict | None = None
         self._news: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._mirror: Mirror | None = None
@@ -96,9 +101,13 @@ class Follower:
             self._crew.kill()
         self._leader.leave()
         self._crew.close()
-        if self._mirror is not None:
-            self._mirror.close(_LAST_FILES if self._mirroring and self._verdict.termination is not None else 0.0)
         return self._verdict
+
+    def close(self, verdict: _Verdict) -> None:
+        """Puts the last of the logs into the store where that is a bucket, within what is left of the grace."""
+        if self._mirror is not None:
+            may_write = self._mirroring and verdict.termination is not None
+            self._mirror.close(min(self._grace.left - _LAST_WORDS, _LAST_FILES) if may_write else 0.0)
 
     def _turn(self) -> None:
         until = self._mirror.answer() if self._mirror is not None else None
@@ -108,6 +117,7 @@ class Follower:
             self._obey(self._heard.get())
         if self._signalled and not self._told and self._verdict is None:
             self._told = True
+            self._grace.begin()
             log("asked to stop by a signal")
             if self._leader.found:
                 self._leader.say({"asked": True})
@@ -149,7 +159,13 @@ class Follower:
                     self._leader.say({"store": {"failed": {"exit": code, "reason": reason, "message": message}}})
                 case Going():
                     self._leader.say({"store": {"going": True}})
-        if not self._idle and mirror.settled and all(rank.end is not None for rank in self._crew.ranks):
+        # Looked at in this order: news come before the work is done.
+        if (
+            not self._idle
+            and mirror.settled
+            and self._news.empty()
+            and all(rank.end is not None for rank in self._crew.ranks)
+        ):
             self._idle = True
             self._leader.say({"store": {"idle": True}})
 

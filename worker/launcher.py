@@ -6,7 +6,6 @@ of other nodes follow it (`worker/follower.py`).
 
 import queue
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +13,15 @@ from typing import TYPE_CHECKING, Any
 from worker.channel import Stop
 from worker.contract.order import Order
 from worker.contract.protocol import Exit, Finish
-from worker.crew import Crew, node_index
-from worker.errors import BadSpec
+from worker.crew import Crew
 from worker.grace import Grace
 from worker.logs import log
 from worker.outbox import Outbox
-from worker.outcome import Outcome, judge
+from worker.outcome import Outcome, failed, judge, stopped
 from worker.paths import store_path
 from worker.ranks import Rank
 from worker.reporter import DRAIN, Heard, Reporter, Word
 from worker.termination import TerminationFile
-from worker.workplace import is_bucket, made
 
 if TYPE_CHECKING:
     from worker.nodes import Nodes
@@ -36,57 +33,10 @@ ASK_WITHIN = 2.0
 AFTER_FAILURE = 3.0
 # Seconds that the last reports may still take once a signal asks for the end; a call in flight is added.
 _HURRIED = 2.0
-# Seconds that the last of logs and spool may take into a store in a bucket.
-_LAST_FILES = 15.0
+# Seconds that the last of logs and spool may take into a store in a bucket; and of the grace, what is left after that.
+_LAST_FILES, _LAST_WORDS = 15.0, 1.0
 # Seconds that the other nodes have to hear how the attempt ended.
 _FAREWELL = 2.0
-
-
-def launch(order: Order, order_file: Path, lock_fd: int | None) -> int:
-    """Runs this node's part of an attempt to its end, writes its termination message, and gives the exit code."""
-    if is_bucket(order):
-        return _away_from_its_store(order, lock_fd)
-    return _launch(order, order_file, lock_fd, None)
-
-
-def _away_from_its_store(order: Order, lock_fd: int | None) -> int:
-    """As `launch`, in a folder of this node that stands for the bucket."""
-    try:
-        workplace = made(order)
-    except OSError as error:
-        outcome = _failed(Exit.FAILED, "WorkerError", f"{order.scratch or 'a temporary folder'}: {error.strerror}")
-        TerminationFile(Path(order.termination_file), order.termination_limit).write(outcome.termination(step=0))
-        return outcome.exit
-    try:
-        return _launch(workplace.order, workplace.order_file, lock_fd, order)
-    finally:
-        workplace.leave()
-
-
-def _launch(order: Order, order_file: Path, lock_fd: int | None, mirrored: Order | None) -> int:
-    """`mirrored`: the order as it was given, where its store is a bucket."""
-    outbox = Outbox()
-    file = TerminationFile(Path(order.termination_file), order.termination_limit)
-    undelivered = 0
-    try:
-        if (node := node_index(order)) > 0:
-            from worker.follower import follow
-
-            return follow(order, order_file, lock_fd, node, file, mirrored)
-        with Launcher(order, order_file, lock_fd, outbox, file, mirrored) as launcher:
-            outcome = launcher.run()
-            if outcome is None:
-                # This attempt was over before it began: nothing of it may be touched, its own folder least of all.
-                return Exit.STOPPED
-            undelivered = launcher.deliver(outcome.finish)
-    except BadSpec as failure:
-        outcome = _failed(Exit.BAD_SPEC, failure.reason, failure.message)
-    except Exception:
-        traceback.print_exc()
-        outcome = _failed(Exit.FAILED, "WorkerError", f"the launcher itself failed:\n{traceback.format_exc()[-4000:]}")
-    file.write(outcome.termination(step=outbox.step, undelivered=undelivered))
-    log(f"ended with {outcome.exit}: {outcome.finish.reason} {outcome.finish.message}")
-    return outcome.exit
 
 
 class Launcher:
@@ -136,7 +86,7 @@ class Launcher:
         self._crew.close()
         if self._shore is not None:
             may_write = self._reporter.accepted and not self._reporter.gone
-            self._shore.mirror.close(min(self._drain_within(), _LAST_FILES) if may_write else 0.0)
+            self._shore.mirror.close(min(self._grace.left - _LAST_WORDS, _LAST_FILES) if may_write else 0.0)
 
     def run(self) -> Outcome | None:
         """Runs until all ranks have ended. None: the attempt was over before it was accepted."""
@@ -158,9 +108,9 @@ class Launcher:
     def _judged(self) -> Outcome | None:
         if self._over:
             message = "the control plane says that this attempt is over"
-            return _stopped(message) if self._reporter.accepted else None
+            return stopped(message) if self._reporter.accepted else None
         if self._refused is not None:
-            return _failed(Exit.FAILED, "WorkerError", f"the control plane refused this attempt: {self._refused}")
+            return failed(Exit.FAILED, "WorkerError", f"the control plane refused this attempt: {self._refused}")
         if self._shore is not None and self._shore.failure is not None:
             return self._shore.failure
         ends = [rank.end for rank in self._ranks if rank.end is not None]
@@ -344,11 +294,11 @@ class Launcher:
             return outcome
         if outcome.exit == Exit.DONE:
             shore.mirror.outputs(outcome.finish.outputs)
-        patient_until = time.monotonic() + shore.mirror.end_patience
+        began = time.monotonic()
         while not (shore.settled or shore.failure or self._over or shore.mirror.given_up):
-            self._kill_at = min(patient_until, self._grace.work_until)
+            self._kill_at = min(shore.mirror.given_up_at(began), self._grace.work_until)
             self._turn()
-            if time.monotonic() >= patient_until:
+            if time.monotonic() >= shore.mirror.given_up_at(began):
                 shore.mirror.give_up()
         if self._over:
             shore.mirror.give_up()
@@ -392,11 +342,3 @@ def _other_nodes(
     from worker.nodes import Nodes
 
     return Nodes(order, wake, asked, shore.hear if shore is not None else None)
-
-
-def _failed(exit_code: int, reason: str, message: str) -> Outcome:
-    return Outcome(exit_code, Finish(outcome="failed", reason=reason, message=message[:8192]))
-
-
-def _stopped(message: str) -> Outcome:
-    return Outcome(Exit.STOPPED, Finish(outcome="stopped", reason="Stopped", message=message))

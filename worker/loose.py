@@ -24,21 +24,26 @@ class Loose:
         """`attempt`: its folder's path in the store. `converted`: models that need not be put there again."""
         self._store, self._folder, self._attempt, self._converted = store, folder, attempt, converted
         self._there: dict[str, tuple[int, int]] = {}
-        self._lock = threading.Lock()
+        self._lock, self._models = threading.Lock(), threading.Lock()
         self._told = False
 
-    def sync(self, *kinds: str) -> None:
-        """Puts what has changed, and removes what is gone here, of these kinds; of none: of all, and models too."""
+    def sync(self) -> None:
+        """Puts what has changed, and removes what is gone here; models too. What cannot be done now is done later."""
+        try:
+            self.put(*_LOOSE)
+            with self._models:
+                self._put_converted()
+            self._told = False
+        except (OSError, ValueError) as error:
+            if not self._told:
+                self._told = True
+                said = getattr(error, "strerror", None) or error
+                log(f"logs and spool are not in the store as they are here: {said}")
+
+    def put(self, *kinds: str) -> None:
+        """Puts what has changed of these kinds, and removes what is gone here. Raises OSError."""
         with self._lock:
-            try:
-                self._sync(kinds or _LOOSE)
-                if not kinds:
-                    self._put_converted()
-                self._told = False
-            except OSError as error:
-                if not self._told:
-                    self._told = True
-                    log(f"logs and spool are not in the store as they are here: {error.strerror or error}")
+            self._sync(kinds)
 
     def _sync(self, kinds: Collection[str]) -> None:
         here: dict[str, tuple[int, int]] = {}

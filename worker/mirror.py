@@ -11,8 +11,9 @@ import queue
 import shutil
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,7 +29,7 @@ from worker.storage import Away, Full, ObjectStore, Options, Refused
 
 # Seconds that the next checkpoint waits for the one before it, which is still on its way; then it is left out.
 ROOM_WITHIN = 300.0
-# Seconds that the store may be away once everything else is done.
+# Seconds that nothing may move to or from the store where nothing else is left to do. What is large takes its time.
 END_PATIENCE = 600.0
 # Seconds that calls are tried again before a person hears that the store is away.
 _PATIENCE = 30.0
@@ -103,18 +104,22 @@ class Mirror:
         folder = self._folder = store_path(local.store)
         self._given_up = threading.Event()
         self._signed = 0.0
+        self._moved_at = time.monotonic()
         # Not for people: a test waits no half minute for a store to count as away.
         patience = float(os.environ.get("WORKER_STORE_PATIENCE", _PATIENCE))
-        options = Options(patience=patience, given_up=self._given_up.is_set, heard=self._going_on)
+        options = Options(patience=patience, given_up=self._given_up.is_set, moved=self._going_on)
         self._store = _reached(order.store, options)
+        # That a log grows is no progress: an attempt that hangs may go on to complain.
+        aside = ObjectStore(order.store, replace(options, moved=lambda: None))
         self._fetching = Fetching(self._store, order, folder, node)
-        self._loose = Loose(self._store, folder, local.folder, self._fetching.converted)
+        self._loose = Loose(aside, folder, local.folder, self._fetching.converted)
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._waiting = 0
         self._parts: dict[str, dict[int, Manifest]] = {}
         self._told: set[str] = set()
-        self._asked: dict[int, tuple[bool, float]] = {}
+        # Of ranks that wait for room: whether they must have it, since when, and for how long they wait.
+        self._asked: dict[int, tuple[bool, float, float]] = {}
         self._left_out = False
         self._over = threading.Event()
         self.undone: list[str] = []
@@ -135,6 +140,14 @@ class Mirror:
     def given_up(self) -> bool:
         """Whether nothing is tried any more."""
         return self._given_up.is_set()
+
+    def given_up_at(self, since: float) -> float:
+        """When, by the monotonic clock, what has been waited for since then counts as not to come."""
+        return max(since, self._moved_at) + self.end_patience
+
+    def moved(self) -> None:
+        """Something goes on at another node."""
+        self._moved_at = time.monotonic()
 
     # Before the ranks start
 
@@ -157,13 +170,15 @@ class Mirror:
     def _in_thread(self, name: str, do: Callable[[], None]) -> None:
         def run() -> None:
             try:
-                self._patiently("what the attempt needs", do, until=time.monotonic() + self.end_patience)
+                self._patiently("what the attempt needs", do, for_ever=False)
             except WorkerFailure as failure:
                 self._tell(Failed(failure.exit, failure.reason, failure.message))
             except Refused as error:
                 self._tell(Failed(Exit.BAD_SPEC, BadSpec.reason, str(error.strerror)))
             except OSError as error:
                 self._tell(_failed(error))
+            except Exception:
+                self._tell(_at_fault())
 
         threading.Thread(target=run, name=f"mirror-{name}", daemon=True).start()
 
@@ -180,7 +195,7 @@ class Mirror:
                 where = told.path if self._alone else f"{told.path}/node-{self._node}"
                 self._store.put_files(local, where, described)
                 # What was before a checkpoint is not done again: what no report has carried must not be here alone.
-                self._loose.sync("spool")
+                self._loose.put("spool")
                 if self._alone:
                     self._store.put_manifest(told.path, described)
                 self._told.add(told.path)
@@ -216,7 +231,7 @@ class Mirror:
 
     def hurry(self) -> None:
         """The attempt is to end: whoever waits for room may look up now."""
-        for rank, (must, _) in list(self._asked.items()):
+        for rank, (must, _, _) in list(self._asked.items()):
             if not must:
                 del self._asked[rank]
                 self._tell(Room(rank, self.settled))
@@ -224,17 +239,16 @@ class Mirror:
     def room(self, rank: int, *, must: bool) -> None:
         """A rank wants to write its next checkpoint; `Room` says whether it may, once the one before is there.
 
-        Where that takes too long, it may not, unless it `must`: then all wait.
+        Where that takes too long, it may not, unless it `must`: then all wait, for as long as anything moves.
         """
         self._fetching.forget()
-        within = self.end_patience if must else 0.0 if self._left_out else self.room_within
-        self._asked[rank] = (must, time.monotonic() + within)
+        self._asked[rank] = (must, time.monotonic(), 0.0 if self._left_out else self.room_within)
         self.answer()
 
     def answer(self) -> float | None:
         """Answers the ranks that asked for room, where it can be said; else gives when to ask again."""
-        for rank, (must, until) in list(self._asked.items()):
-            late = time.monotonic() >= until
+        for rank, asked in list(self._asked.items()):
+            must, late = asked[0], time.monotonic() >= self._until(*asked)
             if self.settled or late:
                 del self._asked[rank]
             if self.settled:
@@ -252,7 +266,10 @@ class Mirror:
                     )
                 self._left_out = True
                 self._tell(Room(rank, False))
-        return min((until for _, until in self._asked.values()), default=None)
+        return min((self._until(*asked) for asked in self._asked.values()), default=None)
+
+    def _until(self, must: bool, since: float, within: float) -> float:
+        return self.given_up_at(since) if must else since + within
 
     # The end
 
@@ -294,6 +311,10 @@ class Mirror:
                     self._tell(_failed(error))
                 # It counts as undone for good.
                 return
+            except Exception:
+                # This thread must live on, and whoever waits for it must hear why that is in vain.
+                self._tell(_at_fault())
+                return
             with self._lock:
                 self._waiting -= 1
                 self.undone.remove(what)
@@ -309,14 +330,14 @@ class Mirror:
         while not self._over.wait(LOOSE_EVERY):
             self._loose.sync()
 
-    def _patiently(self, what: str, do: Callable[[], None], until: float | None = None) -> None:
-        """Does it, however long the store is away (or until then), and says so. Raises OSError."""
-        away = False
+    def _patiently(self, what: str, do: Callable[[], None], *, for_ever: bool = True) -> None:
+        """Does it, however long the store is away (or as long as that may be), and says so. Raises OSError."""
+        away, began = False, time.monotonic()
         while True:
             try:
                 do()
             except Away as error:
-                if self._given_up.is_set() or (until is not None and time.monotonic() >= until):
+                if self._given_up.is_set() or not (for_ever or time.monotonic() < self.given_up_at(began)):
                     raise
                 if not away:
                     away = True
@@ -327,8 +348,8 @@ class Mirror:
             return
 
     def _going_on(self) -> None:
-        """Called after each call that the store has answered."""
-        now = time.monotonic()
+        """Called whenever something was put or read."""
+        now = self._moved_at = time.monotonic()
         if now - self._signed >= _SIGN_EVERY:
             self._signed = now
             self._tell(Going())
@@ -355,4 +376,11 @@ def _failed(error: OSError) -> Failed:
         case Away():
             # Nobody's fault here: the next attempt may find it.
             return Failed(Exit.KILLED, "Killed", said)
+    return Failed(Exit.FAILED, WorkerFailure.reason, said)
+
+
+def _at_fault() -> Failed:
+    """What nobody foresaw, of the exception that is handled just now."""
+    traceback.print_exc()
+    said = f"what stands for the store on this node failed:\n{traceback.format_exc()[-4000:]}"
     return Failed(Exit.FAILED, WorkerFailure.reason, said)

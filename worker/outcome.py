@@ -63,6 +63,16 @@ class _Cause:
     """Of two causes the lower comes first, whenever it was seen."""
 
 
+def failed(exit_code: int, reason: str, message: str) -> Outcome:
+    """The outcome of an attempt that somebody other than its ranks has ended."""
+    return Outcome(exit_code, Finish(outcome="failed", reason=reason, message=message[:8192]))
+
+
+def stopped(message: str) -> Outcome:
+    """The outcome of one that was asked to stop."""
+    return Outcome(Exit.STOPPED, Finish(outcome="stopped", reason="Stopped", message=message))
+
+
 def judge(ends: Sequence[RankEnd], outputs: Sequence[Output], stopping: str | None) -> Outcome:
     """The outcome of an attempt whose ranks have all ended. `stopping`: they had been asked to stop, and how that went.
 
@@ -80,7 +90,7 @@ def judge(ends: Sequence[RankEnd], outputs: Sequence[Output], stopping: str | No
         return Outcome(Exit.STOPPED, Finish(outcome="stopped", reason=guard.reason, message=guard.message[:8192]))
     if stopping is not None:
         message = next((end.failure.message for end in ends if end.failure is not None), stopping)
-        return Outcome(Exit.STOPPED, Finish(outcome="stopped", reason="Stopped", message=message))
+        return stopped(message)
     message = "the ranks ended without saying how"
     return Outcome(Exit.FAILED, Finish(outcome="failed", reason="WorkerError", message=message))
 

@@ -122,6 +122,7 @@ class Shore:
             case {"idle": True}:
                 self._idle.add(node)
             case {"going": True}:
+                self.mirror.moved()
                 yield said
 
     def _all_fetched(self) -> Iterator[dict[str, Any]]:

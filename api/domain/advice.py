@@ -9,6 +9,9 @@ from api.domain.job import Phase, Reason
 from api.domain.wording import amid, span
 from worker.contract.protocol import Exit
 
+# What workers say that end because of a store in a bucket.
+_STORE_AWAY = ("the store s3://", "not in the store when the time was over")
+
 
 @dataclass(frozen=True, slots=True)
 class Advice:
@@ -123,7 +126,10 @@ def _preempted(case: Case) -> list[str]:
 
 def _killed(case: Case) -> list[str]:
     todo = _goes_on(case)
-    if "ran out of memory" in case.words or case.exit_code == Exit.KILLED:
+    if any(words in case.words for words in _STORE_AWAY):
+        events = case.command("events")
+        todo.append(f"See that the bucket answers its nodes: StoreAway and StoreBack in {events} say when it did not.")
+    elif "ran out of memory" in case.words or case.exit_code == Exit.KILLED:
         where = "the node's" if case.kubernetes else "the machine's"
         todo.append(
             f"If nobody killed it, {where} memory ran out: `rlhf estimate SPEC` tells what it needs; make it smaller, "

@@ -197,6 +197,37 @@ async def test_a_deletion_that_is_cut_off_is_ended_by_a_sweep(plane: Plane, s3_l
     assert there(plane) == []
 
 
+async def test_a_sweep_that_another_replica_outruns_goes_on(plane: Plane, s3_line: Line) -> None:
+    for mark in ("models/.tmp-a", "models/.tmp-b"):
+        bucket(plane).unsettle(mark, "jobs/j/a1/outputs/model")
+
+    def faster(request: Request) -> None:
+        if request.method == "GET" and request.path.endswith(".tmp-a"):
+            s3_line.before = lambda _: None
+            bucket(plane).remove("models/.tmp-a")
+
+    s3_line.before = faster
+    await swept_later(plane)
+    assert there(plane) == []
+
+
+async def test_an_upload_that_took_a_day_is_not_swept_before_its_row_is_there(plane: Plane) -> None:
+    arriving = bucket(plane).upload("file-slow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("api.bucket._LONG", -1.0)
+        arriving.write(rows(1))
+        bucket(plane).objects.put_bytes("files/.tmp-file-slow", b"of yesterday")
+        arriving.end()
+    assert bucket(plane).read("files/.tmp-file-slow") == b"files/file-slow.jsonl"
+
+
+async def test_parts_of_converted_models_are_swept_too(plane: Plane) -> None:
+    upload = bucket(plane).objects.upload("cache/models/f/model.safetensors")
+    upload.write(bytes(6 * 2**20))
+    await swept_later(plane)
+    assert bucket(plane).objects.abort_uploads("cache") == 0
+
+
 async def test_a_sweep_leaves_what_is_known(plane: Plane) -> None:
     file = (await upload(plane, rows(5))).json()["id"]
     model = await register(plane, write_model(plane.control.settings.data / "m1"))

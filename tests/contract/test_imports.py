@@ -25,7 +25,14 @@ ALLOWED = {
 }
 OURS = {"api", "client", "worker"}
 # The torch-free half of the worker: what the launcher and the rehearsal are made of.
-LIGHT = ["worker.__main__", "worker.launcher", "worker.reporter", "worker.run", "worker.stages.rehearse"]
+LIGHT = [
+    "worker.__main__",
+    "worker.attempt",
+    "worker.launcher",
+    "worker.reporter",
+    "worker.run",
+    "worker.stages.rehearse",
+]
 
 
 def modules() -> Iterator[tuple[str, Path]]:

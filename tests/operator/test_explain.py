@@ -295,6 +295,20 @@ def test_an_attempt_that_nobody_let_come_to_a_checkpoint_is_told_to_save_sooner(
     assert "checkpoint.every_steps" not in ended(Reason.KILLED, words, 137, fruitless=1)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "the store s3://bucket/rlhf does not answer (SlowDown)",
+        "the store s3://bucket has not answered for 600 s",
+        "not in the store when the time was over: the output model",
+    ],
+)
+def test_whoever_ended_because_the_store_was_away_did_not_run_out_of_memory(words: str) -> None:
+    advice = ended(Reason.KILLED, words, 137)
+    assert "memory" not in advice
+    assert "StoreAway" in advice
+
+
 def test_the_next_attempts_name_is_free_where_this_ones_was_not() -> None:
     assert "(job-a-a2)" in ended(
         Reason.NAME_CONFLICT, "Job job-a-a1 was not made by this control plane", kubernetes=True

@@ -1,6 +1,7 @@
 """One node's mirror of a bucket: what waits for what, and how much of the node's disk it takes."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,13 @@ from typing import Any
 import pytest
 
 from tests.process.attempts import JOB, until
-from tests.storage.server import Answer, Line
+from tests.storage.server import Answer, Line, Request
 from worker import checkpoint
 from worker.contract.check import parse_spec
 from worker.contract.order import Order
-from worker.mirror import Fetched, Mirror, News, Room, Said, Uploaded
-from worker.storage import ObjectStore
+from worker.fetching import Chosen
+from worker.mirror import Failed, Fetched, Going, Mirror, News, Room, Said, Uploaded
+from worker.storage import Away, ObjectStore
 from worker.workplace import made
 
 
@@ -30,10 +32,12 @@ class Node:
         self.mirror = Mirror(order, made(order).order, 0, self.news.append)
         self.mirror.begin()
 
-    def seals(self, step: int) -> None:
-        """A rank of the node seals a checkpoint and says so."""
+    def seals(self, step: int, files: int = 1) -> None:
+        """A rank of the node seals a checkpoint of so many files and says so."""
         final = checkpoint.step_folder(self.folder / self.order.folder / "checkpoints", step)
-        (checkpoint.temporary_for(final) / "rank-0.json").write_text(json.dumps({"step": step}))
+        temporary = checkpoint.temporary_for(final)
+        for rank in range(files):
+            (temporary / f"rank-{rank}.json").write_text(json.dumps({"step": step}))
         sealed = checkpoint.seal(checkpoint.temporary_name(final), final)
         told = checkpoint.announce(final, sealed, step=step, store=self.folder)
         message = {"kind": "checkpoint", "checkpoint": told.model_dump(mode="json")}
@@ -144,3 +148,90 @@ def test_the_spool_is_there_before_the_checkpoint_that_makes_nobody_do_it_again(
     (spool / "000000000001.json").unlink()
     here.mirror.close(10)
     assert any(request.query.startswith("delete") for request in s3_line.writes)
+
+
+def test_a_checkpoint_waits_for_its_spool_to_be_there(node: Callable[..., Node], s3_line: Line) -> None:
+    here = node()
+    spool = here.folder / here.order.folder / "spool"
+    spool.mkdir(parents=True)
+    (spool / "000000000001.json").write_text("{}")
+    s3_line.before = lambda request: Answer(503, "SlowDown") if "/spool/" in request.path and request.writes else None
+    here.seals(10)
+    until(lambda: here.told(Said))
+    assert [request for request in s3_line.writes if request.path.endswith("manifest.json")] == []
+    s3_line.before = lambda _: None
+    until(lambda: here.told(Uploaded))
+
+
+def slow(request: Request) -> None:
+    """A line over which what a checkpoint is made of takes its time."""
+    if "/checkpoints/" in request.path and "rank-" in request.path:
+        time.sleep(0.2)
+
+
+def test_what_is_large_takes_longer_than_a_store_may_be_away_and_gets_there(
+    node: Callable[..., Node], s3_line: Line
+) -> None:
+    here = node()
+    here.mirror.end_patience = 0.8
+    s3_line.before = slow
+    here.seals(10, files=32)
+    here.mirror.room(0, must=True)
+    until(lambda: here.mirror.answer() is None)
+    assert here.told(Failed) == []
+    assert here.told(Room) == [Room(0, True)]
+    until(lambda: here.mirror.settled)
+
+
+def test_a_store_that_goes_away_for_a_moment_at_the_end_of_a_long_fetch_is_not_away_for_good(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = node(attempt=2)
+    here.mirror.end_patience, tried = 0.5, []
+
+    def newest(*_: object) -> Chosen:
+        tried.append(None)
+        for _ in range(8):
+            time.sleep(0.1)
+            here.mirror.moved()
+        if len(tried) == 1:
+            raise Away("the store does not answer")
+        return Chosen(None)
+
+    monkeypatch.setattr(here.mirror._fetching, "newest", newest)
+    here.mirror.fetch()
+    until(lambda: here.told(Fetched) or here.told(Failed))
+    assert here.told(Failed) == []
+    assert [said.type for said in here.told(Said)] == ["StoreAway", "StoreBack"]
+
+
+def test_a_store_that_takes_nothing_is_given_up_although_it_answers(node: Callable[..., Node], s3_line: Line) -> None:
+    here = node()
+    here.mirror.end_patience = 0.5
+    s3_line.before = lambda request: Answer(503, "SlowDown") if request.writes else None
+    here.seals(10)
+    here.mirror.room(0, must=True)
+    until(lambda: here.mirror.answer() is None)
+    [failed] = here.told(Failed)
+    assert failed.reason == "Killed"
+
+
+def test_what_nobody_foresaw_is_told_and_what_comes_after_it_is_done(node: Callable[..., Node]) -> None:
+    here = node()
+    told = {"step": 5, "path": f"{here.order.folder}/checkpoints/step-000000005", "bytes": 1, "sha256": "0" * 64}
+    here.mirror.checkpoint({"kind": "checkpoint", "checkpoint": told | {"at": "2026-01-01T00:00:00Z"}})
+    until(lambda: here.told(Failed))
+    [failed] = here.told(Failed)
+    assert "step-000000005 has no manifest.json" in failed.message
+    here.seals(10)
+    until(lambda: here.told(Uploaded))
+
+
+def test_a_log_that_grows_is_no_progress(node: Callable[..., Node], s3_line: Line) -> None:
+    here = node()
+    log = here.folder / here.order.folder / "log"
+    log.mkdir(parents=True)
+    (log / "rank-0.log").write_text("it still waits\n")
+    here.mirror.close(10)
+    assert s3_line.writes[-1].path.endswith("/rank-0.log")
+    assert here.told(Going) == []

@@ -135,6 +135,26 @@ def test_an_upload_begun_for_other_bytes_does_not_lend_its_hash(line: Line, tmp_
     assert store.read("files/f", PART) == b"two"
 
 
+def test_an_upload_that_somebody_removed_is_not_taken_for_the_file_that_was_there(line: Line, tmp_path: Path) -> None:
+    store = made(line)
+    for name in ("old", "new"):
+        (tmp_path / name).write_bytes(os.urandom(PART + 3))
+    store.put_file(tmp_path / "old", "files/f")
+    removed = threading.Event()
+
+    def remove(request: Request) -> Answer | None:
+        if request.method != "POST" or "uploadId" not in request.query or removed.is_set():
+            return None
+        removed.set()
+        return Answer(404, "NoSuchUpload")
+
+    line.before = remove
+    store.put_file(tmp_path / "new", "files/f")
+    assert removed.is_set()
+    assert store.read("files/f") == (tmp_path / "new").read_bytes()
+    assert store.stat("files/f").sha256 == manifest.file_sha256(tmp_path / "new")
+
+
 def test_a_fetch_that_was_cut_off_goes_on_where_it_was(line: Line, tmp_path: Path) -> None:
     store = made(line, patience=0)
     described = sealed(tmp_path / "a", a=10, b=3 * PART)
@@ -220,6 +240,9 @@ def test_a_folder_is_copied_whole_inside_the_store(store: ObjectStore, tmp_path:
         (Answer(404, "NoSuchBucket"), Refused, "there is no bucket"),
         (Answer(403, "QuotaExceeded"), Full, "has no room left"),
         (Answer(507, "XMinioStorageFull"), Full, "has no room left"),
+        (Answer(400, "XMinioAdminBucketQuotaExceeded"), Full, "has no room left"),
+        (Answer(403, "RequestTimeTooSkewed"), Away, "do not have the same time"),
+        (Answer(400, "BadDigest"), Away, "does not answer"),
         (Answer(503, "SlowDown"), Away, "does not answer"),
         (Answer(500, "InternalError"), Away, "does not answer"),
         (Answer(400, "InvalidArgument"), StorageFailure, "does not take this call"),

@@ -31,7 +31,6 @@ _REFUSED = {
     "InvalidSecurity",
     "InvalidToken",
     "NotSignedUp",
-    "RequestTimeTooSkewed",
     "SignatureDoesNotMatch",
     "TokenRefreshRequired",
     "UnauthorizedAccess",
@@ -51,7 +50,19 @@ _NO_CREDENTIALS = {
 }
 # Another answer to a malformed request would be the same one.
 _FINAL_ABOVE, _FINAL_BELOW = 400, 500
-_AGAIN = {"RequestTimeout", "RequestTimeoutException", "SlowDown", "OperationAborted", "IncompleteBody", "408", "429"}
+_AGAIN = {
+    "BadDigest",
+    "IncompleteBody",
+    "OperationAborted",
+    "RequestTimeout",
+    "RequestTimeoutException",
+    "SlowDown",
+    "XAmzContentChecksumMismatch",
+    "XAmzContentSHA256Mismatch",
+    "408",
+    "429",
+}
+_SKEWED = "RequestTimeTooSkewed"
 
 
 class Bucket:
@@ -88,7 +99,8 @@ class Bucket:
         within = _CALL + sent / _SLOWEST
         files = self._files
         return self._patiently(
-            lambda: _sync(files.loop, files._call_s3, method, timeout=within, Bucket=self.place.bucket, **arguments)
+            lambda: _sync(files.loop, files._call_s3, method, timeout=within, Bucket=self.place.bucket, **arguments),
+            moves=sent > 0,
         )
 
     def get(self, key: str, start: int, end: int) -> bytes:
@@ -108,7 +120,7 @@ class Bucket:
                 content: bytes = await body.read()
             return content
 
-        content: bytes = self._patiently(lambda: _sync(self._files.loop, read, timeout=within))
+        content: bytes = self._patiently(lambda: _sync(self._files.loop, read, timeout=within), moves=True)
         return content
 
     def pages(self, method: str, field: str, **arguments: Any) -> Iterator[dict[str, Any]]:
@@ -126,7 +138,7 @@ class Bucket:
             else:
                 more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page.get("NextUploadIdMarker", "")}
 
-    def _patiently(self, call: Callable[[], T]) -> T:
+    def _patiently(self, call: Callable[[], T], *, moves: bool) -> T:
         def is_over(state: tenacity.RetryCallState) -> bool:
             return self.options.given_up() or (state.seconds_since_start or 0.0) >= self.options.patience
 
@@ -137,7 +149,7 @@ class Bucket:
             sleep=self._sleep,
             reraise=True,
         )
-        answer: T = trying(self._once, call)
+        answer: T = trying(self._once, call, moves)
         return answer
 
     def _sleep(self, seconds: float) -> None:
@@ -145,10 +157,11 @@ class Bucket:
         while (left := ends - time.monotonic()) > 0 and not self.options.given_up():
             time.sleep(min(left, 0.1))
 
-    def _once(self, call: Callable[[], T]) -> T:
+    def _once(self, call: Callable[[], T], moves: bool) -> T:
         try:
             answer = call()
-            self.options.heard()
+            if moves:
+                self.options.moved()
             return answer
         except Exception as error:  # botocore's errors have no ancestor but this one
             raise self._failure(error) from None
@@ -162,12 +175,15 @@ class Bucket:
                 return Refused(f"{where} needs credentials, and there are none: set the AWS_* variables")
             cause = cause.__cause__
         code, status = _code(error)
-        if code in _FULL or code.endswith("StorageFull"):
+        if code in _FULL or code.endswith(("StorageFull", "QuotaExceeded")):
             return Full(f"{where} has no room left ({code})")
         if code == "NoSuchBucket":
             return Refused(f"{where}: there is no bucket {self.place.bucket}")
         if code in _NOT_THERE:
             return NotThere(f"{where} has no such object ({code})")
+        if code == _SKEWED:
+            # Clocks are put right, and another node has another one.
+            return Away(f"{where} and this machine do not have the same time ({code})")
         if code in _REFUSED:
             return Refused(f"{where} refuses the credentials ({code})")
         if code and code not in _AGAIN and _FINAL_ABOVE <= status < _FINAL_BELOW:

@@ -18,7 +18,7 @@ from worker.contract import manifest
 from worker.contract.manifest import MANIFEST, Damaged, Manifest
 from worker.storage import downloads, uploads
 from worker.storage.bucket import Bucket
-from worker.storage.failures import NotThere, Refused
+from worker.storage.failures import Away, NotThere, Refused
 from worker.storage.options import Options
 from worker.storage.place import Place
 
@@ -160,7 +160,7 @@ class ObjectStore:
         try:
             count = -(-size // _COPIED_AT_ONCE)
             uploads.all_of(self._pool, self.options.at_once, copy, list(range(1, count + 1)))
-            uploads.complete(self._bucket, key, upload, parts)
+            uploads.complete(self._bucket, key, upload, parts, size)
         except BaseException:
             with contextlib.suppress(OSError):
                 uploads.abort(self._bucket, key, upload)
@@ -297,7 +297,8 @@ class ObjectStore:
             named = [{"Key": key} for key in keys[at : at + _DELETED_AT_ONCE]]
             answer = self._bucket.call("delete_objects", Delete={"Objects": named, "Quiet": True})
             if failed := answer.get("Errors"):
-                raise Refused(f"the store {self.url} does not remove what it is asked to ({failed[0].get('Code')})")
+                said = f"the store {self.url} does not remove what it is asked to ({failed[0].get('Code')})"
+                raise Refused(said) if failed[0].get("Code") == "AccessDenied" else Away(said)
 
     def abort_uploads(self, path: str = "", older_than: timedelta = timedelta(0)) -> int:
         """Removes what uploads that were cut off have left below a path; gives how many there were."""

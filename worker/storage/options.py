@@ -18,7 +18,8 @@ class Options:
     """Seconds that a call is tried again while nobody answers, or who answers has trouble; 0: it is tried once."""
     given_up: Callable[[], bool] = lambda: False
     """Whether to stop trying at once, asked before each try again."""
-    heard: Callable[[], None] = lambda: None
-    """Called after each call that was answered, by whichever thread made it."""
+    moved: Callable[[], None] = lambda: None
+    """Called by whichever thread it was, each time that content was put or read. A store that lists and takes nothing
+    comes no further."""
     connect_timeout: float = 5.0
     read_timeout: float = 30.0

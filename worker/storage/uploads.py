@@ -50,9 +50,10 @@ def put_parts(bucket: Bucket, pool: ThreadPoolExecutor, local: Path, key: str, s
         done[number] = answer["ETag"]
 
     all_of(pool, bucket.options.at_once, send, numbers)
-    complete(bucket, key, upload, done)
-    if resumed and stored_sha256(bucket, key) != sha256:
-        # It was begun for other bytes, of which these parts were the same: the object would carry another's hash.
+    sure = complete(bucket, key, upload, done, size)
+    if (resumed or not sure) and stored_sha256(bucket, key) != sha256:
+        # It was begun for other bytes, of which these parts were the same, and would carry another's hash; or what lies
+        # there is older, and the upload is gone.
         bucket.call("delete_object", Key=key)
         put_parts(bucket, pool, local, key, sha256)
 
@@ -124,17 +125,18 @@ def unfinished(bucket: Bucket, prefix: str) -> Iterator[tuple[str, str, datetime
         yield found["Key"], found["UploadId"], found["Initiated"]
 
 
-def complete(bucket: Bucket, key: str, upload: str, done: dict[int, str]) -> None:
-    """Makes one object of the parts that were sent."""
+def complete(bucket: Bucket, key: str, upload: str, done: dict[int, str], size: int) -> bool:
+    """Makes one object, of `size` bytes, of the parts that were sent. False: one is there, and may be an older one."""
     parts = [{"PartNumber": number, "ETag": done[number]} for number in sorted(done)]
     try:
         bucket.call("complete_multipart_upload", Key=key, UploadId=upload, MultipartUpload={"Parts": parts})
     except NotThere:
         # The answer to the same call may have been lost, and the call tried again.
-        try:
-            bucket.call("head_object", Key=key)
-        except NotThere:
-            raise StorageFailure(f"the upload of {bucket.place.path(key)} was removed by somebody else") from None
+        with contextlib.suppress(NotThere):
+            if bucket.call("head_object", Key=key)["ContentLength"] == size:
+                return False
+        raise StorageFailure(f"the upload of {bucket.place.path(key)} was removed by somebody else") from None
+    return True
 
 
 @dataclass
@@ -178,7 +180,7 @@ class Upload:
         else:
             if self._waiting:
                 self._send(bytes(self._waiting))
-            complete(self.bucket, self.key, self._upload, self._parts)
+            complete(self.bucket, self.key, self._upload, self._parts, self.size)
         self._waiting.clear()
         self._done = True
 
