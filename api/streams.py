@@ -149,12 +149,13 @@ class Streams:
         page = max(1, _PAGE // source.share)
         with self.topic(kind, job) as topic:
             while not self.closing:
-                turn, head = topic.turn, topic.head
-                if cursor < topic.floor:
+                turn, head, floor = topic.turn, topic.head, topic.floor
+                if cursor < floor:
                     async with self._database.reading() as session:
                         batch = await source.after(session, {job: cursor}, page)
-                    if not batch and topic.floor < math.inf:
-                        cursor = max(cursor, int(topic.floor))
+                    # The floor of before: one that was set meanwhile may be past rows that this did not see yet.
+                    if not batch and floor < math.inf:
+                        cursor = int(floor)
                         continue
                 else:
                     batch = topic.since(source.number, cursor)[:page]

@@ -1,7 +1,9 @@
 """What is new of many jobs is found in one look, and in order; and a key is asked after once for all who hold it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from api.crowd import Crowd
 from api.store import events, jobs, metrics
 from api.store.database import Database, utcnow
 from api.store.tables import EventRow, MetricRow
+from api.streams import SOURCES, Source, Streams
 from api.telemetry import Telemetry
 from api.trust import Trust
 from tests.api.conftest import REHEARSAL
@@ -51,6 +54,30 @@ async def test_the_new_rows_of_many_jobs_come_in_order_and_no_more_than_are_aske
         found = await events.after(session, {made[0]: 1, made[1]: 2, made[2]: 3}, 10)
         assert sorted((made.index(row.job_id), row.number) for row in found) == [(0, 2), (0, 3), (1, 3)]
         assert [row.number for row in await events.after(session, {made[5]: 1}, 1)] == [2]
+
+
+@pytest.mark.quick
+async def test_what_happens_while_a_stream_looks_for_the_first_time_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Quiet:
+        @asynccontextmanager
+        async def reading(self) -> AsyncIterator[None]:
+            yield
+
+    streams, there = Streams(Quiet()), []  # type: ignore[arg-type]
+
+    async def after(session: Any, cursors: dict[str, int], limit: int) -> list[Any]:
+        found = list(there)
+        if not there:
+            # Stored after this look, and before it is answered; and the poll has seen it.
+            there.append(SimpleNamespace(number=1))
+            topic = streams._topics["events", "job-a"]
+            topic.floor = topic.cursor = 1
+            topic.advance()
+        return found
+
+    monkeypatch.setitem(SOURCES, "events", Source(after, lambda row: int(row.number), lambda *_: None))  # type: ignore[arg-type, return-value]
+    async with aclosing(streams.rows("events", "job-a", 0)) as told, asyncio.timeout(5):  # type: ignore[type-var]
+        assert [row.number for row in await anext(told)] == [1]  # type: ignore[union-attr]
 
 
 @pytest.mark.quick
