@@ -24,6 +24,7 @@ def upgrade() -> None:
         )
     # Null: attempts of before, and those that the release before makes. Nobody sums these up.
     op.add_column("attempts", sa.Column("summed", BIG, nullable=True))
+    op.add_column("attempts", sa.Column("summed_seq", BIG, nullable=True))
     op.create_table(
         "metric_spans",
         sa.Column("job_id", sa.String(length=20), nullable=False),
