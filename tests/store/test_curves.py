@@ -201,3 +201,18 @@ async def test_what_the_release_before_took_in_before_there_were_summaries_is_in
     await drawn.tell(noise(SPAN, 12 * SPAN))
     assert await spans(drawn) == 11
     await drawn.holds(8)
+
+
+async def test_a_curve_is_of_one_moment_also_while_its_summaries_are_made_anew(
+    drawn: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await drawn.tell(noise(0, 20 * SPAN))
+    async with drawn.database.reading(one_state=True) as session:
+        connection = await session.connection()
+        pieces = await connection.run_sync(curves._pieces, drawn.job, Choice())
+        # Late, in so many spans that all of them go, and not all come back at once.
+        await drawn.tell([("train/lr", step, 1.0) for step in range(0, 10 * SPAN, SPAN)])
+        assert await spans(drawn) < 19
+        monkeypatch.setattr(curves, "_pieces", lambda *_: pieces)
+        shown = await connection.run_sync(curves.reduced, drawn.job, Choice(), 8)
+    assert [(curve.name, curve.points) for curve in shown] == [("train/loss", 20 * SPAN)]
