@@ -43,7 +43,9 @@ class Drawn:
         number, late = attempt or self.attempt, attempt is not None
         if late:
             async with self.database.transaction() as session:
-                await session.execute(update(AttemptRow).where(AttemptRow.number == number).values(last_seq=0, summed_seq=0))
+                await session.execute(
+                    update(AttemptRow).where(AttemptRow.number == number).values(last_seq=0, summed_seq=0)
+                )
         await self.database.put(lambda c: reports.take_in(c, self.job, number, report, late))
 
     async def reduced(self, points: int, **choice: Any) -> dict[str, curves.Curve]:
