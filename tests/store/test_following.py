@@ -11,6 +11,7 @@ from sqlalchemy import insert
 from starlette.types import Message, Receive, Scope, Send
 
 from api.crowd import Crowd
+from api.errors import Refusal
 from api.store import events, jobs, metrics
 from api.store.database import Database, utcnow
 from api.store.tables import EventRow, MetricRow
@@ -105,6 +106,8 @@ async def test_who_comes_where_too_many_are_is_refused_at_once_and_the_others_ar
     leave, sent = asyncio.Event(), []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body"):
+            pass
         await leave.wait()
 
     async def send(message: Message) -> None:
@@ -113,15 +116,25 @@ async def test_who_comes_where_too_many_are_is_refused_at_once_and_the_others_ar
     async def receive() -> Message:
         return {"type": "http.request"}
 
+    async def trickle() -> Message:
+        await asyncio.sleep(0)
+        return {"type": "http.request", "body": b".", "more_body": not leave.is_set()}
+
     telemetry = Telemetry()
     crowd, scope = Crowd(app, telemetry, most=2), {"type": "http"}
+    # Those whose bodies do not come to an end are not among them.
+    slow = [asyncio.create_task(crowd(scope, trickle, send)) for _ in range(3)]
+    await asyncio.sleep(0)
     inside = [asyncio.create_task(crowd(scope, receive, send)) for _ in range(2)]
     await asyncio.sleep(0)
     await crowd(scope, receive, send)
     assert sent[0]["status"] == 503 and (b"retry-after", b"2") in sent[0]["headers"]
     assert b'rlhf_reports_total{outcome="crowded"} 1.0' in telemetry.exposed()
     leave.set()
-    await asyncio.gather(*inside)
+    # The third of these comes to its end where two are in.
+    with pytest.raises(Refusal, match="send it again"):
+        await asyncio.gather(*inside, *slow)
+    assert crowd.inside == 0
     sent.clear()
     await crowd(scope, receive, send)
     assert sent == []
