@@ -14,6 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.domain.job import FINAL, Phase
+from api.seldom import Seldom
 from api.store import events, metrics, samples
 from api.store.database import Database
 from api.store.tables import EventRow, JobRow, MetricRow, SampleRow
@@ -102,6 +103,7 @@ class Streams:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._seldom = Seldom(log)
         self._topics: dict[tuple[Kind, str], Topic] = {}
         self._new = asyncio.Event()
         self.closing = False
@@ -122,7 +124,7 @@ class Streams:
             except Exception as error:
                 # A stream outlives a database that is away for a while.
                 if (known := trouble(error)) is not None:
-                    log.warning("the streams wait: %s", known)
+                    self._seldom.warning(known.name, f"the streams wait: {known}")
                 else:
                     log.exception("the streams' poll failed")
                 more = False

@@ -12,9 +12,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from api.crowd import Crowd
 from api.errors import Refusal
+from api.routes import streamed
 from api.store import events, jobs, metrics
 from api.store.database import Database, utcnow
 from api.store.tables import EventRow, MetricRow
+from api.store.trouble import Trouble, Unavailable
 from api.streams import SOURCES, Source, Streams
 from api.telemetry import Telemetry
 from api.trust import Trust
@@ -99,6 +101,16 @@ async def test_a_key_is_asked_after_once_for_all_who_hold_it(monkeypatch: pytest
     asked.good = False
     monkeypatch.setattr("api.trust.KEPT", 0.0)
     assert not await trust.good("key-a")
+
+
+@pytest.mark.quick
+async def test_a_stream_ends_quietly_where_the_database_is_away() -> None:
+    async def content() -> AsyncIterator[bytes]:
+        yield b"told"
+        raise Unavailable(Trouble.AWAY)
+
+    caller: Any = SimpleNamespace(key=None)
+    assert [part async for part in streamed._as_long_as_allowed(None, caller, content())] == [b"told"]  # type: ignore[arg-type]
 
 
 @pytest.mark.quick
