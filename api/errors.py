@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from api.seldom import Seldom
 from api.store.reports import AttemptOver, JobGone, Misplaced
 from api.store.trouble import Trouble, Unavailable, trouble, words
 from worker.contract.problem import Problem
@@ -87,6 +88,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def install(app: FastAPI) -> None:
     """Makes every error that leaves `app` a problem."""
+    seldom = Seldom(log)
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, error: Refusal) -> Response:
@@ -124,7 +126,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(StorageFailure)
     async def no_store(request: Request, error: StorageFailure) -> Response:
         # Its own words are for whoever runs the control plane: they name the bucket.
-        log.warning("%s", error.strerror or error)
+        seldom.warning(type(error).__name__, str(error.strerror or error))
         if isinstance(error, NotThere):
             return response(404, "a part of this is not in the store any more")
         if isinstance(error, Full):
@@ -145,7 +147,7 @@ def install(app: FastAPI) -> None:
         known = Trouble.AWAY if isinstance(error, ConnectionError) else trouble(error)
         if known is None:
             raise error
-        log.warning("the database: %s: %s", known.name, words(error))
+        seldom.warning(known.name, f"the database: {known.name}: {words(error)}")
         if known is Trouble.FULL:
             return response(507, known)
         return response(503, known, headers={"Retry-After": _RETRY_AFTER.get(known, "1")})

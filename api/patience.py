@@ -5,9 +5,13 @@ head as there comes, and takes as many connections as there are file descriptors
 """
 
 import asyncio
+import contextlib
+import fcntl
 import json
 import logging
 import resource
+import struct
+import termios
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -21,6 +25,9 @@ MAX_HEAD = 64 * 1024
 LEAST = 1024
 # Connections beyond the limit that are still told so; more of them are cut off.
 _TOLD = 256
+# Requests that a client may send before the one under way is answered; each is held, parsed, and takes far more memory
+# than its bytes.
+_AHEAD = 64
 # File descriptors for all that is no client's connection.
 _RESERVED = 256
 # Seconds between two warnings.
@@ -28,6 +35,9 @@ _QUIET = 60.0
 # Whether the process lives has nothing to do with how many ask it.
 _ALWAYS = b"GET /livez "
 log = logging.getLogger(__name__)
+# What uvicorn says of clients: a line for each request that is none would be theirs to fill a disk with.
+_of_clients = logging.getLogger("uvicorn.error.clients")
+_of_clients.setLevel(logging.ERROR)
 
 
 def protocol(patience: float, most: int) -> type["PatientProtocol"]:
@@ -35,12 +45,20 @@ def protocol(patience: float, most: int) -> type["PatientProtocol"]:
     return type("Protocol", (PatientProtocol,), {"patience": patience, "most": most})
 
 
-def room(listeners: int) -> int:
-    """Connections that each listener of this process can have, with as many file descriptors as the system grants."""
+def room(wanted: int, listeners: int) -> int:
+    """Connections that each listener of this process can have: `wanted`, or as many as the system has file descriptors
+    for. The limit is raised no further than that, since workers on this machine inherit it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return max(1, (hard - _RESERVED) // listeners - _TOLD)
+    needed = (wanted + _TOLD) * listeners + _RESERVED
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    granted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
+    return max(1, (granted - _RESERVED) // listeners - _TOLD)
+
+
+class _TooFarAhead(Exception):
+    """A client sends ever more requests and waits for no answer. Ends the parser."""
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -53,6 +71,7 @@ class PatientProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there."""
         super().connection_made(transport)
+        self.logger = _of_clients
         self._in_head, self._in_body = True, False
         self._head = self._received = self._before = 0
         self._reading: asyncio.TimerHandle | None = None
@@ -83,7 +102,9 @@ class PatientProtocol(HttpToolsProtocol):
         if self._in_head:
             self._head += len(data)
         super().data_received(data)
-        if self._in_head and self._head > MAX_HEAD and not self.transport.is_closing():
+        if self.transport.is_closing():
+            self._watch_writing()
+        elif self._in_head and self._head > MAX_HEAD:
             self._say(
                 HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"a request's head may have {MAX_HEAD} bytes, not more"
             )
@@ -95,6 +116,9 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is whole."""
+        if len(self.pipeline) >= _AHEAD:
+            self.transport.abort()
+            raise _TooFarAhead
         self._in_head, self._in_body, self._before = False, True, self._received
         self._wait(self._look_at_body)
         super().on_headers_complete()
@@ -114,28 +138,25 @@ class PatientProtocol(HttpToolsProtocol):
         """A request is answered."""
         super().on_response_complete()
         if self.transport.is_closing():
-            if self.transport.get_write_buffer_size() and self._writing is None:
-                self._writing = self.loop.call_later(self.patience, self.transport.abort)
+            self._watch_writing()
         elif self._in_head and not self.pipeline:
             # What has begun to come of the next one did not count while this one was under way.
             self._wait(self._late_head)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Nothing came for a while."""
-        if self.transport.get_write_buffer_size():
-            # Closed in a friendly way, it would wait until the client has read all.
-            self.transport.abort()
-        super().timeout_keep_alive_handler()
+        """Nothing came for a while; the client may still be reading."""
+        self._close()
 
     def pause_writing(self) -> None:
         """The client reads more slowly than it is written to."""
         super().pause_writing()
-        self._look_at_writing(None)
+        self._watch_writing()
 
     def resume_writing(self) -> None:
         """It has read most of it."""
         super().resume_writing()
-        if self._writing is not None:
+        # What is closed waits for the rest, too.
+        if self._writing is not None and not self.transport.is_closing():
             self._writing.cancel()
             self._writing = None
 
@@ -154,7 +175,7 @@ class PatientProtocol(HttpToolsProtocol):
         if self._head:
             self._say(HTTPStatus.REQUEST_TIMEOUT, f"the request's head took more than {self.patience:g} s")
         else:
-            self.transport.close()
+            self._close()
 
     def _look_at_body(self) -> None:
         came, self._before = self._received - self._before, self._received
@@ -163,26 +184,49 @@ class PatientProtocol(HttpToolsProtocol):
         if held or came >= LEAST * self.patience:
             self._wait(self._look_at_body)
         elif self.cycle is not None and self.cycle.response_started:
-            self.transport.close()
+            self._close()
         else:
             self._say(HTTPStatus.REQUEST_TIMEOUT, f"the body came by less than {LEAST} bytes a second")
 
-    def _look_at_writing(self, before: int | None) -> None:
-        left = self.transport.get_write_buffer_size()
-        if before is not None and before - left < LEAST * self.patience:
+    def _watch_writing(self) -> None:
+        """From now on the client is to take some of what is written in each stretch."""
+        if self._writing is None and self.transport.get_write_buffer_size():
+            self._writing = self.loop.call_later(self.patience, self._look_at_writing, self._untaken())
+
+    def _look_at_writing(self, before: int) -> None:
+        left = self._untaken()
+        if before - left < LEAST * self.patience:
             self.transport.abort()
             return
         self._writing = self.loop.call_later(self.patience, self._look_at_writing, left)
 
+    def _untaken(self) -> int:
+        """Bytes that the client has not taken. Those in the system count: it takes ours in lumps, as they go down."""
+        ours: int = self.transport.get_write_buffer_size()
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            asked = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, struct.pack("i", 0))
+            return ours + int(struct.unpack("i", asked)[0])
+        return ours
+
+    def _close(self) -> None:
+        """Closes once the client has read what is written, for which it has its time."""
+        self.transport.close()
+        self._watch_writing()
+
     def _say(self, status: HTTPStatus, detail: str, more: str = "") -> None:
-        """Answers in the application's stead, and closes."""
+        """Answers in the application's stead, and closes; only closes where that would be in the midst of an answer."""
+        cycle = self.cycle
+        under_way = cycle is not None and not cycle.response_complete and (cycle.response_started or self._in_head)
+        if under_way or self.pipeline:
+            self._close()
+            return
         problem: dict[str, Any] = {"type": "about:blank", "title": status.phrase, "status": status.value}
         body = json.dumps(problem | {"detail": detail, "errors": []})
         self.transport.write(
             f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/problem+json\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n{more}\r\n{body}".encode()
         )
-        self.transport.close()
+        self._close()
 
     def _warn(self) -> None:
         kind = PatientProtocol

@@ -329,7 +329,7 @@ async def _listen(
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
         timeout_keep_alive=75,
-        http=protocol(settings.client_timeout, min(settings.max_connections, room(listeners=2))),
+        http=protocol(settings.client_timeout, room(settings.max_connections, listeners=2)),
         # Nothing here speaks it, and whoever did would be out of that protocol's sight.
         ws="none",
     )

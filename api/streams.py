@@ -14,6 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.domain.job import FINAL, Phase
+from api.seldom import Seldom
 from api.store import events, metrics, samples
 from api.store.database import Database
 from api.store.tables import EventRow, JobRow, MetricRow, SampleRow
@@ -62,8 +63,10 @@ async def _newest_events(session: AsyncSession, jobs: Sequence[str]) -> dict[str
 
 
 async def _newest_metrics(session: AsyncSession, jobs: Sequence[str]) -> dict[str, int]:
-    query = select(MetricRow.job_id, func.max(MetricRow.id)).where(MetricRow.job_id.in_(jobs))
-    return {id: newest for id, newest in await session.execute(query.group_by(MetricRow.job_id))}
+    # One look at the index for each: grouped, all points of all these jobs would be read.
+    newest = select(func.max(MetricRow.id)).where(MetricRow.job_id == JobRow.id).scalar_subquery()
+    rows = await session.execute(select(JobRow.id, newest).where(JobRow.id.in_(jobs)))
+    return {id: row for id, row in rows if row is not None}
 
 
 EVENTS = Source(events.after, lambda row: row.number, _newest_events)
@@ -102,6 +105,7 @@ class Streams:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._seldom = Seldom(log)
         self._topics: dict[tuple[Kind, str], Topic] = {}
         self._new = asyncio.Event()
         self.closing = False
@@ -122,7 +126,7 @@ class Streams:
             except Exception as error:
                 # A stream outlives a database that is away for a while.
                 if (known := trouble(error)) is not None:
-                    log.warning("the streams wait: %s", known)
+                    self._seldom.warning(known.name, f"the streams wait: {known}")
                 else:
                     log.exception("the streams' poll failed")
                 more = False
@@ -149,12 +153,13 @@ class Streams:
         page = max(1, _PAGE // source.share)
         with self.topic(kind, job) as topic:
             while not self.closing:
-                turn, head = topic.turn, topic.head
-                if cursor < topic.floor:
+                turn, head, floor = topic.turn, topic.head, topic.floor
+                if cursor < floor:
                     async with self._database.reading() as session:
                         batch = await source.after(session, {job: cursor}, page)
-                    if not batch and topic.floor < math.inf:
-                        cursor = max(cursor, int(topic.floor))
+                    # The floor of before: one that was set meanwhile may be past rows that this did not see yet.
+                    if not batch and floor < math.inf:
+                        cursor = int(floor)
                         continue
                 else:
                     batch = topic.since(source.number, cursor)[:page]

@@ -148,8 +148,9 @@ async def listed_metrics(
     with refusing():
         if downsample is None:
             return page_of(MetricPage, await control.database.look(look), limit, "id")
-        # Not by `look`: this may read whole curves, and would keep those waiting who only look.
-        async with control.database.reading() as session:
+        # Not by `look`: this may read whole curves, and would keep those waiting who only look. Of one state, since
+        # summaries and points must fit each other.
+        async with control.database.reading(one_state=True) as session:
             await jobs.get(session, job, caller.project)
             connection = await session.connection()
             shown = await connection.run_sync(curves.reduced, job, choice, downsample)

@@ -8,6 +8,7 @@ from fastapi import Query, Request, Response
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 from sqlalchemy import RowMapping
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import StreamingResponse
 
 from api.auth import still_good
@@ -16,6 +17,7 @@ from api.domain.access import Caller
 from api.errors import Refusal
 from api.routes.parameters import refusing
 from api.store import jobs
+from api.store.trouble import trouble
 from api.streams import Head, RowKind
 from api.views import Page, StreamEnd
 from worker.contract.problem import Problem
@@ -85,10 +87,15 @@ def bad_id() -> Refusal:
 async def _as_long_as_allowed(
     control: ControlPlane, caller: Caller, content: AsyncIterator[bytes]
 ) -> AsyncIterator[bytes]:
-    async for part in content:
-        if not await still_good(control, caller):
-            return
-        yield part
+    try:
+        async for part in content:
+            if not await still_good(control, caller):
+                return
+            yield part
+    except SQLAlchemyError as error:
+        if trouble(error) is None:
+            raise
+        # It ends as at a shutdown: who comes back is told from where it stopped. The poll's log has the trouble.
 
 
 async def newest_attempt(control: ControlPlane, caller: Caller, job: str) -> int:

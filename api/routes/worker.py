@@ -48,7 +48,8 @@ Caller = Annotated[Claim, Depends(_claim)]
 @router.post("/report", response_model=Answer, openapi_extra=openapi.body(Report), responses=_ANSWERS)
 async def report(request: Request, control: Control, caller: Caller) -> Response:
     """What an attempt has done since its last report; the answer says what is wanted of it."""
-    outcome = "refused"
+    # By us, who could not take it in: it is sent again.
+    outcome: str | None = "failed"
     try:
         message = await _message(request, Report)
         try:
@@ -60,8 +61,13 @@ async def report(request: Request, control: Control, caller: Caller) -> Response
             outcome = "over"
             raise
         outcome = "accepted"
+    except (Refusal, reports.Misplaced) as error:
+        # For the crowd: counted where that is seen.
+        outcome = None if isinstance(error, Refusal) and error.status == 503 else "refused"
+        raise
     finally:
-        control.telemetry.reports.labels(outcome).inc()
+        if outcome is not None:
+            control.telemetry.reports.labels(outcome).inc()
     if accepted.first:
         await control.wakeups.wake(caller.job)
     # As it is: this is answered hundreds of times a second.

@@ -3,6 +3,9 @@
 Nobody reads a million points for that. Whenever reports have passed `SPAN` steps, the extremes of these steps are kept
 beside the points (`metric_spans`), curve by curve. An attempt's `summed` is the step up to which that is done; what is
 past it, and what lies in a span that is asked for in part, is read from the points themselves.
+
+The release before takes in reports and sums up nothing. `summed_seq` is the last report that the summaries know of:
+where it is not the attempt's last, they may lack points, and count no more.
 """
 
 import math
@@ -54,6 +57,11 @@ def sum_up(connection: Connection, job: str, attempt: int, summed: int, steps: I
         return summed
     _keep(connection, job, attempt, summed, until)
     return until
+
+
+def forget(connection: Connection, job: str, attempt: int) -> None:
+    """No summaries of this attempt are kept from now on: its points are read."""
+    connection.execute(_forget(job, attempt))
 
 
 def reduced(connection: Connection, job: str, choice: Choice, points: int) -> list[Curve]:
@@ -167,7 +175,8 @@ def _read_points(
 
 def _pieces(connection: Connection, job: str, choice: Choice) -> list[_Piece]:
     """What counts of each attempt. What one that went on from before made again is superseded."""
-    query = select(_ATTEMPTS.c.number, _ATTEMPTS.c.summed, _ATTEMPTS.c.resumed_from)
+    known = case((_ATTEMPTS.c.summed_seq == _ATTEMPTS.c.last_seq, _ATTEMPTS.c.summed), else_=None)
+    query = select(_ATTEMPTS.c.number, known, _ATTEMPTS.c.resumed_from)
     rows = connection.execute(query.where(_ATTEMPTS.c.job_id == job).order_by(_ATTEMPTS.c.number.desc())).all()
     pieces, end = [], math.inf
     until = math.inf if choice.to_step is None else choice.to_step + 1

@@ -84,9 +84,11 @@ class Database:
             again.only_once()
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncSession]:
-        """A session on one state of the database, which writes nothing."""
+    async def reading(self, *, one_state: bool = False) -> AsyncIterator[AsyncSession]:
+        """A session which writes nothing. With `one_state` all that it asks is of one moment, on PostgreSQL too."""
         async with self._read() as session:
+            if one_state and not self.sqlite:
+                await session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
             yield session
 
     async def put(self, work: Callable[[Connection], Result]) -> Result:

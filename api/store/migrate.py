@@ -47,40 +47,52 @@ async def migrate(database: Database) -> None:
     if database.sqlite:
         # BEGIN IMMEDIATE is what the advisory lock is on PostgreSQL.
         async with database.engine.begin() as connection:
-            await connection.run_sync(_upgrade)
+            while await connection.run_sync(_upgrade):
+                pass
         return
     engine = postgres.engine(database.url, _LIMITS)
     try:
-        await AsyncRetrying(
+        again = AsyncRetrying(
             retry=retry_if_exception(lambda error: trouble(error) is Trouble.LOCKED),
             stop=stop_after_attempt(_TRIES),
             wait=wait_random_exponential(multiplier=0.2, max=_LONGEST),
             before_sleep=_tell,
             reraise=True,
-        )(_in_turn, engine)
+        )
+        while await again(_in_turn, engine):
+            pass
     finally:
         await engine.dispose()
 
 
-async def _in_turn(engine: AsyncEngine) -> None:
-    """All of it in one transaction, to whose end the lock is held: what fails has changed nothing."""
+async def _in_turn(engine: AsyncEngine) -> bool:
+    """The next migration in one transaction, to whose end the lock is held: what fails has changed nothing.
+
+    One at a time, since each keeps the tables that it has locked to its end, and the work that is under way may have
+    what the next one needs. Gives whether there are more.
+    """
     async with engine.begin() as connection:
         key = {"key": _ADVISORY_LOCK}
         if not await connection.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), key):
             log.info("another process migrates the database; waiting for it")
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), key)
         await connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK}'"))
-        await connection.run_sync(_upgrade)
+        return await connection.run_sync(_upgrade)
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: Connection) -> bool:
+    """The next migration that is missing; gives whether there are more."""
     given = config(connection)
     newest = ScriptDirectory.from_config(given).get_current_head() or ""
     [stands] = MigrationContext.configure(connection).get_current_heads() or ("",)
     if _NUMBER.fullmatch(stands) and stands > newest:
         log.warning("a later release has migrated the database to %s, past %s: it is used as it is", stands, newest)
-        return
-    command.upgrade(given, "head")
+        return False
+    if stands == newest:
+        return False
+    command.upgrade(given, "+1")
+    [stands] = MigrationContext.configure(connection).get_current_heads()
+    return bool(stands != newest)
 
 
 def _tell(call: RetryCallState) -> None:

@@ -39,6 +39,7 @@ _LOCK = (
                 "resumed_from",
                 "termination",
                 "summed",
+                "summed_seq",
             )
         ),
     )
@@ -108,11 +109,17 @@ def take_in(connection: Connection, job_id: str, attempt: int, report: Report, l
     if report.resumed_from is not None and row.resumed_from is None:
         changes["resumed_from"] = report.resumed_from
         _supersede(connection, job_id, attempt, report.resumed_from)
+    summed = row.summed
+    if summed and row.summed_seq != row.last_seq:
+        # The release before took in the last one, and what it told of is in no summary.
+        curves.forget(connection, job_id, attempt)
+        summed = changes["summed"] = None
+    changes["summed_seq"] = report.seq
     if report.metrics:
         _add_by_step(connection, MetricRow, row, attempt, report.metrics)
         steps = {metric.step for metric in report.metrics}
-        if row.summed is not None and not row.summed <= min(steps) <= max(steps) < row.summed + curves.SPAN:
-            changes["summed"] = curves.sum_up(connection, job_id, attempt, row.summed, steps)
+        if summed is not None and not summed <= min(steps) <= max(steps) < summed + curves.SPAN:
+            changes["summed"] = curves.sum_up(connection, job_id, attempt, summed, steps)
     if report.samples:
         _add_by_step(connection, SampleRow, row, attempt, report.samples)
         samples.make_room(connection, job_id)

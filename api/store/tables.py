@@ -189,6 +189,8 @@ class AttemptRow(Base):
     progress: Mapped[dict[str, Any] | None]
     summed: Mapped[int | None] = mapped_column(BigInteger, default=0)
     """Its curves have their summaries up to this step; None: none are kept."""
+    summed_seq: Mapped[int | None] = mapped_column(BigInteger, default=0)
+    """The last report that the summaries know of: the release before takes in others."""
 
 
 class EventRow(Base):

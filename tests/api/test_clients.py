@@ -14,12 +14,15 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
+import uvicorn
 from sqlalchemy import insert, update
 
+from api.patience import protocol
 from api.settings import load
 from api.store.database import Database, utcnow
 from api.store.tables import EventRow, JobRow
@@ -94,7 +97,7 @@ async def connected(served: Served, port: int | None = None, buffer: int = 0) ->
     if buffer:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
     made.connect(("127.0.0.1", port or served.port))
-    reader, writer = await asyncio.open_connection(sock=made)
+    reader, writer = await asyncio.open_connection(sock=made, limit=buffer or 65536)
     try:
         yield Raw(reader, writer)
     finally:
@@ -229,15 +232,80 @@ async def test_who_asks_first_whether_to_send_has_time_from_the_answer_on(served
 
 
 async def test_an_answer_that_nobody_reads_is_given_up(served: Served) -> None:
-    """Requests one after the other, on a connection whose other end reads nothing: 20 MiB of OpenAPI documents."""
+    """Requests one after the other, on a connection whose other end reads nothing: megabytes of OpenAPI documents."""
     before = served.rss
     async with connected(served) as raw:
         # The buffer of this side is filled by what comes; nobody takes it out.
         raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        raw.send(*head("GET", "/openapi.json") * 1, body="\r\n".join(head("GET", "/openapi.json")).encode() * 200)
+        raw.send(*head("GET", "/openapi.json") * 1, body="\r\n".join(head("GET", "/openapi.json")).encode() * 50)
         await gone(served, raw)
         assert served.rss < before + 32
     await answers(served)
+
+
+async def test_an_answer_that_is_read_slowly_is_waited_for(served: Served) -> None:
+    """By more than what is asked of a client, and by less than what the system takes from a process at a time."""
+    job = await submitted(served)
+    await much_happens(served, job)
+    for kept in ("keep-alive", "close"):
+        async with connected(served, buffer=4096) as raw:
+            raw.send(*head("GET", f"/v1/jobs/{job}/events?limit=200", f"Connection: {kept}"))
+            ends = time.monotonic() + 6 * PATIENCE
+            while time.monotonic() < ends:
+                assert await asyncio.wait_for(raw.reader.read(4096), 10), "it was cut off"
+                await asyncio.sleep(0.1)
+
+
+async def test_who_reads_steadily_is_not_idle(served: Served) -> None:
+    """The whole answer is written at once; reading it takes longer than a connection may be idle."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-length", str(MIB).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"x" * MIB})
+
+    kind = protocol(PATIENCE, 10)
+    server = uvicorn.Server(uvicorn.Config(app, http=kind, lifespan="off", log_config=None, timeout_keep_alive=1))
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 65536)
+    serving = asyncio.create_task(server.serve([listener]))
+    while not server.started:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    async with connected(served, listener.getsockname()[1], buffer=65536) as raw:
+        raw.send(*head("GET", "/"))
+        await raw.reader.readuntil(b"\r\n\r\n")
+        got = 0
+        while part := await raw.reader.read(32768):
+            got += len(part)
+            await asyncio.sleep(len(part) / MIB * 2 * PATIENCE)
+        assert got == MIB
+    server.should_exit = True
+    await serving
+
+
+async def test_who_sends_ever_more_requests_and_waits_for_none_is_cut_off(served: Served) -> None:
+    async with connected(served) as raw:
+        raw.send(body="\r\n".join(head("GET", "/livez")).encode() * 300)
+        assert (await raw.end()).count(b"200 OK") < 300
+    async with connected(served) as raw:
+        raw.send(body="\r\n".join(head("GET", "/livez")).encode() * 50)
+        async with asyncio.timeout(10):
+            for _ in range(50):
+                await raw.reader.readuntil(b'"ok"}')
+
+
+async def test_what_is_wrong_with_a_second_request_is_not_said_within_the_answer_to_the_first(served: Served) -> None:
+    job = await submitted(served)
+    async with connected(served) as raw:
+        raw.send(*head("GET", f"/v1/jobs/{job}/events/stream"))
+        async with asyncio.timeout(10):
+            await raw.reader.readuntil(b'"Created"')
+        raw.send("GET / HTTP/1.1", "")
+        # No more than is too much: what it does not read any more would take its words back.
+        for _ in range(9):
+            await asyncio.sleep(0.05)
+            raw.send(f"X: {'x' * 8000}", "")
+        assert b"HTTP/1.1" not in await raw.end()
 
 
 async def gone(served: Served, raw: Raw) -> None:

@@ -6,6 +6,7 @@ import jwt
 import pytest
 
 from api.store import reports
+from api.store.trouble import Trouble, Unavailable
 from api.tokens import Tokens
 from tests.api.conftest import Plane, Worker, happenings, paths, points
 from worker.contract.protocol import Report
@@ -305,3 +306,36 @@ async def test_metrics_come_in_pages_and_by_name(plane: Plane) -> None:
     rest = (await plane.http.get(url, params={"limit": 2, "name": "train/loss", "after": first["next"]})).json()
     assert [p["step"] for p in first["data"] + rest["data"]] == [1, 2, 3]
     assert rest["next"] is None
+
+
+async def test_a_report_that_the_database_could_not_take_is_not_counted_as_refused(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await plane.start((await plane.submit())["id"])
+    assert (await worker.report(metrics=[{"name": "no name"}])).status_code == 422
+
+    async def away(work: object) -> None:
+        raise Unavailable(Trouble.AWAY)
+
+    monkeypatch.setattr(plane.control.database, "put", away)
+    assert (await worker.report()).status_code == 503
+    figures = plane.control.telemetry.exposed().decode()
+    assert 'rlhf_reports_total{outcome="refused"} 1.0' in figures
+    assert 'rlhf_reports_total{outcome="failed"} 1.0' in figures
+
+
+async def test_what_is_refused_again_and_again_is_a_line_a_minute_in_the_log(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = await plane.start((await plane.submit())["id"])
+
+    async def away(work: object) -> None:
+        raise Unavailable(Trouble.AWAY)
+
+    monkeypatch.setattr(plane.control.database, "put", away)
+    for _ in range(5):
+        assert (await worker.report()).status_code == 503
+    monkeypatch.setattr("api.seldom.QUIET", 0.0)
+    assert (await worker.report()).status_code == 503
+    said = [record.message for record in caplog.records if record.name == "api.errors"]
+    assert len(said) == 2 and said[1] == f"{said[0]} (and 4 times more since that was last said)"

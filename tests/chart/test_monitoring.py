@@ -17,7 +17,7 @@ from tests.chart.rendering import CHART, ROOT, chart, identity, installed, kusto
 UP, OF_TARGETS = "up", {"namespace", "service"}
 VALUES = {
     "phase": {phase.value for phase in Phase},
-    "outcome": {"accepted", "refused", "over"},
+    "outcome": {"accepted", "refused", "over", "crowded", "failed"},
     "method": {"GET"},
     "status": {"500", "503", "507"},
 }

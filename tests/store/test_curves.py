@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, insert, select, update
 
 from api.store import curves, jobs, reports
 from api.store.curves import SPAN
@@ -43,7 +43,9 @@ class Drawn:
         number, late = attempt or self.attempt, attempt is not None
         if late:
             async with self.database.transaction() as session:
-                await session.execute(update(AttemptRow).where(AttemptRow.number == number).values(last_seq=0))
+                await session.execute(
+                    update(AttemptRow).where(AttemptRow.number == number).values(last_seq=0, summed_seq=0)
+                )
         await self.database.put(lambda c: reports.take_in(c, self.job, number, report, late))
 
     async def reduced(self, points: int, **choice: Any) -> dict[str, curves.Curve]:
@@ -172,3 +174,47 @@ async def test_curves_of_before_the_summaries_are_shown_all_the_same(drawn: Draw
     assert await spans(drawn) == 0
     for points in (6, 100, 5000):
         await drawn.holds(points)
+
+
+async def test_summaries_that_lack_what_the_release_before_took_in_do_not_count(drawn: Drawn) -> None:
+    await drawn.tell(noise(0, 10 * SPAN))
+    before = await spans(drawn)
+    async with drawn.database.transaction() as session:
+        # As it does: the points, and its number. It knows of no summaries.
+        late = {"job_id": drawn.job, "attempt": 1, "name": "train/loss", "step": 2 * SPAN, "at": utcnow()}
+        await session.execute(delete(MetricRow).where(MetricRow.step == 2 * SPAN))
+        await session.execute(insert(MetricRow), [{**late, "value": 9.0}])
+        drawn.seq += 1
+        await session.execute(update(AttemptRow).values(last_seq=drawn.seq))
+    assert await spans(drawn) == before
+    await drawn.holds(8)
+    # Nor later, when this release is told of what follows.
+    await drawn.tell(noise(10 * SPAN, 12 * SPAN))
+    await drawn.tell(noise(12 * SPAN, 13 * SPAN))
+    await drawn.holds(8)
+
+
+async def test_what_the_release_before_took_in_before_there_were_summaries_is_in_them(drawn: Drawn) -> None:
+    async with drawn.database.transaction() as session:
+        at = {"job_id": drawn.job, "attempt": 1, "name": "train/loss", "at": utcnow()}
+        await session.execute(insert(MetricRow), [{**at, "step": step, "value": 9.0 - step} for step in range(SPAN)])
+        drawn.seq += 1
+        await session.execute(update(AttemptRow).values(last_seq=drawn.seq))
+    await drawn.tell(noise(SPAN, 12 * SPAN))
+    assert await spans(drawn) == 11
+    await drawn.holds(8)
+
+
+async def test_a_curve_is_of_one_moment_also_while_its_summaries_are_made_anew(
+    drawn: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await drawn.tell(noise(0, 20 * SPAN))
+    async with drawn.database.reading(one_state=True) as session:
+        connection = await session.connection()
+        pieces = await connection.run_sync(curves._pieces, drawn.job, Choice())
+        # Late, in so many spans that all of them go, and not all come back at once.
+        await drawn.tell([("train/lr", step, 1.0) for step in range(0, 10 * SPAN, SPAN)])
+        assert await spans(drawn) < 19
+        monkeypatch.setattr(curves, "_pieces", lambda *_: pieces)
+        shown = await connection.run_sync(curves.reduced, drawn.job, Choice(), 8)
+    assert [(curve.name, curve.points) for curve in shown] == [("train/loss", 20 * SPAN)]

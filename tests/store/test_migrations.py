@@ -130,14 +130,15 @@ async def test_of_two_that_start_at_once_one_migrates_and_the_other_waits(
     upgrade = migrations._upgrade
     migrated = 0
 
-    def slowly(connection: Connection) -> None:
+    def slowly(connection: Connection) -> bool:
         nonlocal migrated
-        upgrade(connection)
+        more = upgrade(connection)
         migrated += 1
         if migrated == 1:
             # Not committed yet.
             holding.set()
             sa.util.await_only(go_on.wait())
+        return more
 
     monkeypatch.setattr(migrations, "_upgrade", slowly)
     one = asyncio.create_task(migrate(first))
@@ -179,6 +180,25 @@ async def test_a_migration_waits_for_a_table_briefly_lets_others_go_and_comes_ag
         await other.does("COMMIT")
         await migrating
         assert await stands(database) == ["9000"]
+    await database.dispose()
+
+
+async def test_reports_under_way_and_the_migrations_of_this_release_do_not_wait_for_each_other(
+    postgres: Callable[[], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    url = postgres()
+    database = Database(url)
+    async with database.engine.begin() as connection:
+        await connection.run_sync(lambda sync: command.upgrade(config(sync), "0003"))
+    async with other_on(url) as other:
+        # As a report begins, and goes on.
+        await other.does("BEGIN", "SELECT FROM jobs JOIN attempts ON job_id = id FOR UPDATE")
+        migrating = asyncio.create_task(migrate(database))
+        await other.keeps_waiting()
+        await other.does("UPDATE attempts SET mark = 1", "UPDATE jobs SET event_count = 1", "COMMIT")
+        await migrating
+    assert "it is tried again" not in caplog.text
+    assert await stands(database) == [newest()]
     await database.dispose()
 
 

@@ -1,4 +1,4 @@
-"""What lists are narrowed by, as indexes; and summaries of long curves."""
+"""Summaries of long curves."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,18 +12,10 @@ BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    op.create_index("ix_jobs_page_phase", "jobs", ["project_id", "phase", "created_at", "id"])
-    op.create_index("ix_jobs_page_stage", "jobs", ["project_id", "stage", "created_at", "id"])
-    if op.get_context().dialect.name == "postgresql":
-        op.create_index(
-            "ix_jobs_metadata",
-            "jobs",
-            ["metadata"],
-            postgresql_using="gin",
-            postgresql_ops={"metadata": "jsonb_path_ops"},
-        )
+    # Before the table whose key locks that of the jobs: a report has both tables when it waits for either.
     # Null: attempts of before, and those that the release before makes. Nobody sums these up.
     op.add_column("attempts", sa.Column("summed", BIG, nullable=True))
+    op.add_column("attempts", sa.Column("summed_seq", BIG, nullable=True))
     op.create_table(
         "metric_spans",
         sa.Column("job_id", sa.String(length=20), nullable=False),
