@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -99,17 +100,26 @@ def on_own_server(
         yield made
 
 
+def turns(seconds: float) -> Iterator[int]:
+    """Counts the deaths, some seconds between two, for as long as that."""
+    over = time.monotonic() + seconds
+    for turn in itertools.count():
+        threading.Event().wait(_DEATHS)
+        if time.monotonic() > over:
+            return
+        yield turn
+
+
 @pytest.mark.parametrize(
-    "turns",
+    "seconds",
     [
-        pytest.param(15, id="a minute"),
-        pytest.param(150, id="ten minutes", marks=[pytest.mark.soak, pytest.mark.timeout(2400)]),
+        pytest.param(60, id="a minute"),
+        pytest.param(600, id="ten minutes", marks=[pytest.mark.soak, pytest.mark.timeout(2400)]),
     ],
 )
-def test_of_two_apis_and_two_operators_one_of_each_is_killed_every_few_seconds(control: Replicas, turns: int) -> None:
-    with People(control, at_most=2 * turns) as people:
-        for turn in range(turns):
-            threading.Event().wait(_DEATHS)
+def test_of_two_apis_and_two_operators_one_of_each_is_killed_every_few_seconds(control: Replicas, seconds: int) -> None:
+    with People(control, at_most=seconds // 2) as people:
+        for turn in turns(seconds):
             for process in (control.apis[turn % 2], control.operators[turn % 2]):
                 process.kill()
                 process.start()
@@ -119,19 +129,18 @@ def test_of_two_apis_and_two_operators_one_of_each_is_killed_every_few_seconds(c
 
 
 @pytest.mark.parametrize(
-    "turns",
+    "seconds",
     [
-        pytest.param(6, id="half a minute"),
-        pytest.param(60, id="five minutes", marks=[pytest.mark.soak, pytest.mark.timeout(1500)]),
+        pytest.param(30, id="half a minute"),
+        pytest.param(300, id="five minutes", marks=[pytest.mark.soak, pytest.mark.timeout(1500)]),
     ],
 )
 def test_the_database_is_killed_and_started_every_few_seconds(
-    on_own_server: Replicas, server: Server, turns: int
+    on_own_server: Replicas, server: Server, seconds: int
 ) -> None:
     # How long PostgreSQL takes to recover is not ours; everybody waits for it.
-    with People(on_own_server, at_most=2 * turns, patience=60) as people:
-        for _ in range(turns):
-            threading.Event().wait(_DEATHS)
+    with People(on_own_server, at_most=seconds // 2, patience=60) as people:
+        for _ in turns(seconds):
             server.kill()
             server.start()
             on_own_server.lives()
