@@ -14,6 +14,7 @@ from typing import TypeVar
 import httpx
 
 from client import Client
+from tests.holders import holders
 
 T = TypeVar("T")
 
@@ -100,16 +101,7 @@ class ControlPlane:
 
     def attempt_pids(self, job: str) -> list[int]:
         """The processes that hold the lock of any attempt of the job: launcher and ranks."""
-        locks = {str(p.resolve()) for p in self.data.glob(f"attempts/{job}-a*/lock")}
-        found = []
-        for process in Path("/proc").iterdir():
-            if process.name.isdigit():
-                try:
-                    if locks & {str(fd.readlink()) for fd in (process / "fd").iterdir()}:
-                        found.append(int(process.name))
-                except OSError:
-                    continue
-        return sorted(found)
+        return holders(self.data.glob(f"attempts/{job}-a*/lock"))
 
     def close(self) -> None:
         """Ends the server and every attempt that it left running."""

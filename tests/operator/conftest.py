@@ -26,6 +26,7 @@ from api.store.ids import new_id
 from api.store.tables import AttemptRow, EventRow, JobRow
 from api.store.wakeups import Wakeups
 from api.tokens import Tokens
+from tests.holders import holders as of
 from tests.operator.builders import spec
 from worker.contract.protocol import Report
 
@@ -45,16 +46,7 @@ async def until(condition: Callable[[], Awaitable[Any]], *, seconds: float = 30.
 
 def holders(data: Path) -> list[int]:
     """The processes that hold the lock of any attempt under `data`."""
-    locks = {str(path.resolve()) for path in data.glob("attempts/*/lock")}
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and int(process.name) != os.getpid():
-            try:
-                if locks & {str(fd.readlink()) for fd in (process / "fd").iterdir()}:
-                    found.append(int(process.name))
-            except OSError:
-                continue
-    return found
+    return of(data.glob("attempts/*/lock"))
 
 
 @pytest.fixture
