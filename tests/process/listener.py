@@ -63,7 +63,12 @@ class Listener:
 
     @property
     def losses(self) -> dict[int, float]:
-        return {metric.step: metric.value for metric in self.metrics if metric.name == "train/loss"}
+        """The losses, by step."""
+        return self.losses_since(0)
+
+    def losses_since(self, first: int) -> dict[int, float]:
+        """The losses of the reports from number `first` on, by step."""
+        return {m.step: m.value for r in self.accepted[first:] for m in r.metrics if m.name == "train/loss"}
 
     @property
     def step(self) -> int:

@@ -32,11 +32,6 @@ def unbroken(tmp_path: Path) -> dict[int, float]:
     return listener.losses
 
 
-def losses_of(listener: Listener, first: int) -> dict[int, float]:
-    """The losses of the reports from number `first` on."""
-    return {m.step: m.value for r in listener.accepted[first:] for m in r.metrics if m.name == "train/loss"}
-
-
 def saved(job: Attempt) -> int:
     """The step of the attempt's newest sealed checkpoint."""
     return max((int(path.name[5:]) for path in job.own.glob("checkpoints/step-*")), default=0)
@@ -88,7 +83,7 @@ def test_losses_after_broken_attempts_equal_those_of_an_unbroken_one(
             wait_for_the_lock(job)
         else:
             assert job.wait() == 0
-        heard = losses_of(listener, first)
+        heard = listener.losses_since(first)
         if newest > 0:
             assert {r.resumed_from for r in listener.accepted[first:]} - {None} <= {newest}
         assert min(heard, default=newest + 1) == newest + 1

@@ -22,14 +22,6 @@ STAGE: dict[str, Any] = {"steps": STEPS, "seed": 5, "seconds_per_step": 0}
 
 
 @pytest.fixture
-def listener(tmp_path: Path) -> Iterator[Listener]:
-    listening = Listener(tmp_path / "worker-url")
-    listening.start()
-    yield listening
-    listening.stop()
-
-
-@pytest.fixture
 def store(s3_line: Line, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     """The store as the test sees it, whatever becomes of the attempts' line to it."""
     for name, value in s3_line.direct.environment.items():
@@ -49,11 +41,6 @@ def attempt(tmp_path: Path, store: ObjectStore, s3_line: Line) -> Iterator[Make]
     yield make
     for one in made:
         one.kill_group()
-
-
-def losses_of(listener: Listener, first: int = 0) -> dict[int, float]:
-    """The losses of the reports from number `first` on."""
-    return {m.step: m.value for r in listener.accepted[first:] for m in r.metrics if m.name == "train/loss"}
 
 
 def unbroken(home: Path, stage: dict[str, Any]) -> dict[int, float]:
@@ -114,7 +101,7 @@ def test_a_job_that_is_killed_at_every_write_goes_on_from_the_newest_whole_check
         s3_line.before, s3_line.after = lambda _: None, lambda _: None
         assert_all_told_is_there(store, listener.checkpoints)
         assert {r.resumed_from for r in listener.accepted[first:]} - {None} <= {newest}
-        heard = losses_of(listener, first)
+        heard = listener.losses_since(first)
         assert min(heard, default=newest + 1) == newest + 1
         losses |= heard
     expected = unbroken(tmp_path / "unbroken", STAGE)
@@ -160,7 +147,7 @@ def test_a_pause_waits_until_its_checkpoint_is_in_the_bucket(
     first = len(listener.accepted)
     job = attempt(2, stage=stage | {"steps": told.step + 3}).start()
     assert job.wait() == 0
-    assert min(losses_of(listener, first)) == told.step + 1
+    assert min(listener.losses_since(first)) == told.step + 1
 
 
 def test_a_pause_whose_checkpoint_does_not_get_there_within_the_grace_ends_without_it(
@@ -254,7 +241,7 @@ def test_a_spoilt_checkpoint_in_the_bucket_is_passed_over(
     store.put_bytes(f"jobs/{JOB}/a1/checkpoints/step-000000060/rank-0.json", b"spoilt")
     first = len(listener.accepted)
     assert attempt(2, stage=STAGE | {"steps": 62}).start().wait() == 0
-    assert min(losses_of(listener, first)) == 41
+    assert min(listener.losses_since(first)) == 41
     [event] = [event for event in listener.events if event.type == "CheckpointDamaged"]
     assert "the checkpoint of step 60 (attempt 1) is passed over: " in event.message
 

@@ -2,7 +2,6 @@
 
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +31,11 @@ class ApartAttempt(SpreadAttempt):
 
 
 @pytest.fixture
-def listener(tmp_path: Path) -> Iterator[Listener]:
-    listening = Listener(tmp_path / "worker-url")
-    listening.start()
-    yield listening
-    listening.stop()
-
-
-@pytest.fixture
 def store(s3_line: Line, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     bucket = s3_line.s3.bucket()
     for name, value in s3_line.s3.environment.items():
         monkeypatch.setenv(name, value)
     return ObjectStore(f"s3://{bucket}")
-
-
-def losses_of(listener: Listener, first: int = 0) -> dict[int, float]:
-    return {m.step: m.value for r in listener.accepted[first:] for m in r.metrics if m.name == "train/loss"}
 
 
 def test_nodes_that_share_nothing_but_a_bucket_go_on_from_what_all_of_them_have_put_there(
@@ -79,7 +66,7 @@ def test_nodes_that_share_nothing_but_a_bucket_go_on_from_what_all_of_them_have_
         assert again.start().wait() == [0, 0], again.nodes[0].printed()
     finally:
         again.kill_group()
-    assert min(losses_of(listener, first)) == 21
+    assert min(listener.losses_since(first)) == 21
     assert [told.step for told in listener.checkpoints] == [20, 40, 60]
     assert_all_told_is_there(store, listener.checkpoints)
     for node in [*job.nodes, *again.nodes]:
@@ -98,7 +85,7 @@ def test_a_part_that_is_spoilt_on_any_node_makes_all_go_on_from_the_checkpoint_b
         assert again.start().wait() == [0, 0], again.nodes[0].printed()
     finally:
         again.kill_group()
-    assert min(losses_of(listener, first)) == 41
+    assert min(listener.losses_since(first)) == 41
     [event] = [event for event in listener.events if event.type == "CheckpointDamaged"]
     assert event.message.startswith(
         f"the checkpoint jobs/{JOB}/a1/checkpoints/step-000000060 is passed over: node 1: step-000000060/node-1/rank-1"
@@ -137,7 +124,7 @@ def test_real_ranks_on_nodes_that_share_nothing_but_a_bucket_go_on_to_the_last_d
             jobs_of[-1].kill_group()
         assert codes == ([-9, 137] if number == 1 else [0, 0]), jobs_of[-1].nodes[0].printed()
         s3_line.before = lambda _: None
-        losses.append(losses_of(listener, first))
+        losses.append(listener.losses_since(first))
     assert [told.step for told in listener.checkpoints] == [2, 4]
     assert {r.resumed_from for r in listener.accepted} - {None} == {2}
     assert_all_told_is_there(store, listener.checkpoints)
