@@ -85,15 +85,16 @@ def announce(final: Path, sealed: Manifest, *, step: int, part: int = 0, store: 
     )
 
 
-def newest_whole(job_folder: Path, before_attempt: int | None = None) -> tuple[Found | None, list[str]]:
+def newest_whole(job_folder: Path) -> tuple[Found | None, list[str]]:
     """The newest whole checkpoint of a job, and a sentence on each newer one that is damaged.
 
-    Looks at all attempts' folders, or at those before `before_attempt`; the highest step and part first, of two with
-    the same the later attempt's. Hashes are verified: one that is cut short or has a bit flipped is passed over.
+    Looks at all attempts' folders, also of this number and later ones: a control plane that was restored from a back-up
+    gives numbers again. The highest step and part first, of two with the same the later attempt's. Hashes are verified:
+    one that is cut short or has a bit flipped is passed over.
     """
     damaged: list[str] = []
     folders = [str(path) for path in job_folder.glob(f"a*/checkpoints/{_STEP}*") if path.is_dir()]
-    for step, part, attempt, folder in sorted(candidates(folders, before_attempt), reverse=True):
+    for step, part, attempt, folder in sorted(candidates(folders), reverse=True):
         path = Path(folder)
         try:
             return Found(step, part, attempt, path, manifest.verify(path)), damaged
@@ -102,7 +103,7 @@ def newest_whole(job_folder: Path, before_attempt: int | None = None) -> tuple[F
     return None, damaged
 
 
-def candidates(paths: Iterable[str], before_attempt: int | None = None) -> list[tuple[int, int, int, str]]:
+def candidates(paths: Iterable[str]) -> list[tuple[int, int, int, str]]:
     """Those of the folders that are named as checkpoints of a job are: (step, part, attempt, folder)."""
     found = []
     for path in paths:
@@ -110,9 +111,7 @@ def candidates(paths: Iterable[str], before_attempt: int | None = None) -> list[
         if len(parts) < 3 or parts[-2] != "checkpoints" or not parts[-1].startswith(_STEP):
             continue
         attempt, (step, _, part) = parts[-3].removeprefix("a"), parts[-1].removeprefix(_STEP).partition(".")
-        if not (attempt.isdecimal() and step.isdecimal() and (part or "0").isdecimal()):
-            continue
-        if before_attempt is None or int(attempt) < before_attempt:
+        if attempt.isdecimal() and step.isdecimal() and (part or "0").isdecimal():
             found.append((int(step), int(part or 0), int(attempt), path))
     return found
 

@@ -35,19 +35,15 @@ class Fetching:
         """The converted models that the store has, by the hashes of what they were made from."""
 
     def newest(self, refused: Sequence[str], event: Event) -> Chosen:
-        """Fetches the inputs, and the newest checkpoint of earlier attempts that is whole. Raises BadData, OSError."""
+        """Fetches the inputs, and the job's newest checkpoint that is whole. Raises BadData, OSError."""
         self._fetch_inputs()
         # What earlier attempts left on this machine is not what counts, nor the same on all nodes.
         for left in (self._folder / self._order.job_folder).glob("a*/checkpoints"):
             shutil.rmtree(left, ignore_errors=True)
-        if self._order.attempt == 1:
-            return Chosen(None)
         with contextlib.suppress(OSError):
             # Nobody goes on with what earlier attempts had not put there whole, and it may be paid for.
             self._store.abort_uploads(self._order.job_folder)
-        found = checkpoint.candidates(
-            [entry.path for entry in self._store.manifests(self._order.job_folder)], self._order.attempt
-        )
+        found = checkpoint.candidates(entry.path for entry in self._store.manifests(self._order.job_folder))
         for step, _, attempt, path in sorted(found, reverse=True):
             if path in refused:
                 continue

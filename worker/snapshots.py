@@ -80,7 +80,7 @@ def save(
 def restore(
     context: Context, engines: Mapping[str, Engine], ranks: Ranks, data: str
 ) -> tuple[dict[str, Any], dict[str, Any], Path] | None:
-    """Puts engines and random states back as the newest whole checkpoint of earlier attempts has them; all call it.
+    """Puts engines and random states back as the job's newest whole checkpoint has them; all call it.
 
     Gives (`own`, `common`, folder) as they were saved, or None where there is none: then everything begins. Raises
     BadSpec for a checkpoint that DeepSpeed cannot read into this attempt's shape.
@@ -110,10 +110,10 @@ def restore(
 
 
 def _newest(context: Context, ranks: Ranks) -> Path | None:
-    """The folder of the newest whole checkpoint of earlier attempts. Rank 0 reads and hashes, the others follow."""
+    """The folder of the job's newest whole checkpoint. Rank 0 reads and hashes, the others follow."""
     step = part = attempt = -1
     if context.rank == 0:
-        found, damaged = checkpoint.newest_whole(context.job_folder, before_attempt=context.order.attempt)
+        found, damaged = checkpoint.newest_whole(context.job_folder)
         for sentence in damaged:
             context.channel.event("CheckpointDamaged", sentence, level="warning")
         if found is not None:

@@ -117,6 +117,13 @@ def losses(client: Client, job: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in client.jobs.metrics(job, name="train/loss")]
 
 
+def resumed_at(client: Client, job: str) -> int:
+    """The step that the job went on from after what was lost: none that reached the store is done again."""
+    resumed = max(event.step or 0 for event in client.jobs.events(job) if event.type == "Resumed")
+    assert resumed >= 28
+    return resumed
+
+
 @pytest.mark.parametrize("site", ["SQLite", "PostgreSQL"], indirect=True)
 def test_a_job_goes_on_where_the_store_is_newer_than_the_database_of_a_back_up(site: Site) -> None:
     client = site.plane.client
@@ -133,11 +140,29 @@ def test_a_job_goes_on_where_the_store_is_newer_than_the_database_of_a_back_up(s
     done = client.jobs.wait(job, timeout=120)
     assert (done.phase, done.attempt) == ("succeeded", 2)
     # Points that were told after the back-up and before the newest checkpoint are lost, and no others.
-    # From its beginning, where the attempt that the database does not know had removed the older checkpoints.
-    resumed = max((event.step or 0 for event in client.jobs.events(job) if event.type == "Resumed"), default=0)
+    resumed = resumed_at(client, job)
     assert [point for point in losses(client, job) if point[0] > resumed] == unbroken()[resumed:]
     assert {*told} <= {*losses(client, job)} <= {*unbroken()}
     assert client.models.find("walk").job_id == job
+
+
+@pytest.mark.parametrize("site", ["SQLite"], indirect=True)
+def test_a_job_that_no_attempt_is_known_of_goes_on_where_it_was(site: Site) -> None:
+    client = site.plane.client
+    before = submitted(client)
+    reaches(client, before, 1)
+    job = submitted(client)
+    assert client.jobs.get(job).phase == "queued"
+    site.back_up_database()
+    client.jobs.cancel(before)
+    reaches(client, job, 30)
+    site.lose_everything()
+    site.restore_database()
+    client = site.again()
+    client.jobs.cancel(before)
+    done = client.jobs.wait(job, timeout=120)
+    assert (done.phase, done.attempt) == ("succeeded", 1)
+    assert losses(client, job) == unbroken()[resumed_at(client, job) :]
 
 
 @pytest.mark.parametrize("site", ["SQLite"], indirect=True)

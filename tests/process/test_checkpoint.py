@@ -74,16 +74,6 @@ def test_of_two_checkpoints_of_one_step_the_later_attempts_is_found(tmp_path: Pa
 
 
 @quick
-def test_an_attempt_looks_only_at_older_ones(tmp_path: Path) -> None:
-    save(tmp_path, 1, 5)
-    save(tmp_path, 3, 9)
-    found, _ = checkpoint.newest_whole(tmp_path, before_attempt=3)
-    assert found is not None
-    assert found.attempt == 1
-    assert checkpoint.newest_whole(tmp_path, before_attempt=1) == (None, [])
-
-
-@quick
 def test_a_job_without_a_folder_has_no_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.newest_whole(tmp_path / "none") == (None, [])
 

@@ -110,10 +110,10 @@ def _agreed(context: Context) -> Stop | None:
 
 
 def _resume(context: Context) -> Walk | None:
-    """The walk of the newest whole checkpoint of older attempts; None: there is none."""
+    """The walk of the job's newest whole checkpoint; None: there is none."""
     path: str | None = None
     if context.rank == 0:
-        found, damaged = checkpoint.newest_whole(context.job_folder, context.order.attempt)
+        found, damaged = checkpoint.newest_whole(context.job_folder)
         for sentence in damaged:
             context.channel.event("CheckpointDamaged", sentence, level="warning")
         path = context.relative(found.path) if found is not None else None
