@@ -23,10 +23,11 @@ def main() -> int:
 
     import uvloop
 
+    from api.data_folder import CannotStart
     from api.domain.access import Role
     from api.main import VERSION
     from api.once import create_key, migrated
-    from api.serve import CannotStart, serve
+    from api.serve import serve
     from api.settings import BadSettings, load
 
     parser = argparse.ArgumentParser(prog="python -m api", description="The control plane of rlhf-operator.")

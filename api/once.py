@@ -3,8 +3,9 @@
 import contextlib
 from collections.abc import AsyncIterator
 
+from api.data_folder import CannotStart, make_folder
 from api.domain.access import Role
-from api.serve import CannotStart, make_folder, open_database, usable
+from api.serve import open_database, usable
 from api.settings import Settings
 from api.store import keys, projects
 from api.store.database import Database

@@ -2,26 +2,25 @@
 
 import asyncio
 import contextlib
-import fcntl
+import gc
 import logging
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator, Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
-import uvicorn
 from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
-from starlette.types import ASGIApp
 
 from api.control import ControlPlane, limits
+from api.data_folder import CannotStart, make_folder, only_one, write_whole
 from api.domain.decide import Rules
 from api.domain.outcome import Backoff
 from api.inputs import Resolver
 from api.leftovers import sweep, sweeping
+from api.listening import Server, listen, url_of
 from api.main import create_app, create_health_app, create_worker_app
 from api.operator.cluster import Cluster
 from api.operator.kube_api import KubeApi, NoCluster, connect
@@ -31,7 +30,6 @@ from api.operator.local import LocalCluster
 from api.operator.namespaces import Namespaces
 from api.operator.reconciler import Operator
 from api.operator.site import Bucket, Site, load_worker_pod
-from api.patience import protocol, room
 from api.settings import BadSettings, Settings
 from api.store import installation, keys
 from api.store.database import DEFAULT_PROJECT, Database
@@ -42,26 +40,12 @@ from worker.storage.failures import StorageFailure
 
 # Jobs that are worked on at once where the work is mostly to wait for an API server.
 _AT_ONCE = 100
-# Bytes that the system holds of what is written to a connection and not sent yet.
-_UNSENT = 128 * 1024
 # In pods: what they have of a store in a bucket.
 _SCRATCH = "/scratch"
 # Seconds between two looks whether the database takes changes by now.
 _PATIENCE = 1.0
 Role = Literal["all", "api", "operator"]
 log = logging.getLogger(__name__)
-
-
-class CannotStart(Exception):
-    """Why the control plane does not start, in a sentence."""
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to us: two servers run in one process."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
 
 
 class Running:
@@ -84,7 +68,7 @@ async def running(settings: Settings, role: Role = "all") -> AsyncIterator[Runni
     async with contextlib.AsyncExitStack() as stack:
         # The operator of one machine takes every attempt in the data folder for its own, whatever database it uses.
         if settings.sqlite or (role in ("all", "operator") and settings.cluster == "local"):
-            stack.enter_context(_only_one(settings.data / "lock"))
+            stack.enter_context(only_one(settings.data / "lock"))
         control = ControlPlane.of(settings, operates=role == "operator")
         stack.push_async_callback(control.database.dispose)
         stack.callback(control.store.close)
@@ -104,19 +88,19 @@ async def running(settings: Settings, role: Role = "all") -> AsyncIterator[Runni
             settled = role == "api" or await _settled(control)
         url = worker_url = None
         tasks: list[asyncio.Task[None]] = []
-        servers: list[_Server] = []
+        servers: list[Server] = []
         if role in ("all", "api"):
-            public, port = await _listen(create_app(control), settings, settings.host, settings.port, tasks)
+            public, port = await listen(create_app(control), settings, settings.host, settings.port, tasks)
             servers.append(public)
-            workers, worker_port = await _listen(
+            workers, worker_port = await listen(
                 create_worker_app(control), settings, settings.worker_host, settings.worker_port, tasks
             )
             servers.append(workers)
-            url, worker_url = _url(settings.host, port), _url(settings.worker_host, worker_port)
-            _write(settings.worker_url_file, worker_url)
+            url, worker_url = url_of(settings.host, port), url_of(settings.worker_host, worker_port)
+            write_whole(settings.worker_url_file, worker_url)
             tasks.append(asyncio.create_task(control.streams.run(), name="streams"))
         elif settings.health_port is not None:
-            health, _ = await _listen(create_health_app(control), settings, settings.host, settings.health_port, tasks)
+            health, _ = await listen(create_health_app(control), settings, settings.host, settings.health_port, tasks)
             servers.append(health)
         this = Running(control, url, worker_url)
         if role in ("all", "api"):
@@ -242,6 +226,9 @@ async def serve(settings: Settings, role: Role) -> None:
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
         if early.is_set():
             return
+        # What is there now stays. To look it all through stopped every answer for a tenth of a second, again and again.
+        gc.collect()
+        gc.freeze()
         if this.url is not None:
             print(
                 f"rlhf-operator listens on {this.url} (workers: {this.worker_url}, data: {settings.data})", flush=True
@@ -305,89 +292,3 @@ async def _reconcile(control: ControlPlane, database: Database, cluster: Cluster
     )
     control.pulse.watch(lambda: operator.alive)
     await operator.run(stop)
-
-
-async def _listen(
-    app: ASGIApp, settings: Settings, host: str, port: int, tasks: list[asyncio.Task[None]]
-) -> tuple[_Server, int]:
-    """Starts a server, and gives it with its port once it accepts connections."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Connections have it from their listener: by default the system would hold megabytes for each that is not read.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise CannotStart(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port") from None
-    config = uvicorn.Config(
-        app,
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
-        timeout_keep_alive=75,
-        http=protocol(settings.client_timeout, room(settings.max_connections, listeners=2)),
-        # Nothing here speaks it, and whoever did would be out of that protocol's sight.
-        ws="none",
-    )
-    server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets=[listener]), name=f"listener of {host}:{port}")
-    tasks.append(task)
-    while not server.started:
-        if task.done():
-            await task
-            raise CannotStart(f"the listener on {host}:{port} ended before it began")
-        await asyncio.sleep(0.005)
-    return server, listener.getsockname()[1]
-
-
-@contextlib.contextmanager
-def _only_one(path: Path) -> Generator[None, None, None]:
-    """Holds the data folder's lock. Raises CannotStart, and names who holds it."""
-    try:
-        opened = path.open("a+")
-    except OSError as error:
-        raise CannotStart(
-            f"the data folder {path.parent} cannot be used: its file `lock` cannot be opened: {error.strerror}"
-        ) from None
-    with opened as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise CannotStart(
-                f"the data folder {path.parent} is in use by process {holder}; stop that one, or use another --data"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-def make_folder(folder: Path) -> None:
-    """Makes the data folder, where it is missing. Raises CannotStart."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotStart(f"the data folder {folder} cannot be made: {error.strerror}") from None
-
-
-def _write(path: Path, url: str) -> None:
-    """Workers may read at any moment: they see the old address or the new one, whole."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    file: IO[str]
-    with temporary.open("w") as file:
-        file.write(url)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _url(host: str, port: int) -> str:
-    # Who listens everywhere is reached, from here, by loopback.
-    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"

@@ -46,7 +46,8 @@ class Database:
     SQLite has one writer at a time: all writers of this process take turns; readers have connections of their own and
     wait for nobody (WAL). What is asked for a hundred times a second is done by `look` and `put`: whole, in one thread.
 
-    On PostgreSQL what it undid is done again: by `look` and `put` here, and by a request's route for the rest.
+    On PostgreSQL who reads waits for no connection behind those who write: each kind has its share of them. What the
+    database undid is done again: by `look` and `put` here, and by a request's route for the rest.
     `limits` are for PostgreSQL.
     """
 
@@ -61,7 +62,8 @@ class Database:
             self._looker = sqlite.thread_engine(self.url, "BEGIN", connections=_LOOKERS)
             self._lookers = ThreadPoolExecutor(_LOOKERS, "sqlite-look")
         else:
-            self._writer = self._reader = postgres.engine(self.url, limits or Limits())
+            readers, writers = (limits or Limits()).shared()
+            self._reader, self._writer = postgres.engine(self.url, readers), postgres.engine(self.url, writers)
         self._write = async_sessionmaker(self._writer, expire_on_commit=False)
         self._read = async_sessionmaker(self._reader, expire_on_commit=False)
 
@@ -122,7 +124,7 @@ class Database:
 
     async def ping(self) -> None:
         """Raises unless the database answers, and would take changes."""
-        async with self._reader.connect() as connection:
+        async with (self._reader if self.sqlite else self._writer).connect() as connection:
             if self.sqlite:
                 await connection.execute(text("SELECT 1"))
             elif await connection.scalar(text("SELECT current_setting('transaction_read_only')")) == "on":
@@ -137,8 +139,7 @@ class Database:
             self._lookers.shutdown()
             self._looker.dispose()
         await self._writer.dispose()
-        if self._reader is not self._writer:
-            await self._reader.dispose()
+        await self._reader.dispose()
 
     def _look(self, work: Callable[[Connection], Result]) -> Result:
         with self._looker.connect() as connection:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,11 @@ class Limits:
     """For one lock that somebody else holds."""
     idle: float = _IDLE / 1000
     """For a transaction in which nothing is asked."""
+
+    def shared(self) -> tuple["Limits", "Limits"]:
+        """A third of the connections for what only reads: people wait behind no queue of workers' reports."""
+        reads = max(1, self.connections // 3)
+        return replace(self, connections=reads), replace(self, connections=self.connections - reads)
 
 
 async def connect(url: URL, limits: Limits) -> "asyncpg.Connection[Any]":

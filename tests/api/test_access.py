@@ -11,9 +11,10 @@ import pytest
 from fastapi.routing import APIRoute
 from sqlalchemy import select, update
 
+from api.data_folder import CannotStart
 from api.domain.access import Caller, Role
 from api.main import create_app
-from api.serve import CannotStart, running
+from api.serve import running
 from api.settings import BadSettings, Settings, load
 from api.store import keys
 from api.store.database import utcnow

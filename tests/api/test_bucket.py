@@ -15,8 +15,9 @@ import httpx
 import pytest
 
 from api.bucket import BucketStore
+from api.data_folder import CannotStart
 from api.leftovers import sweep
-from api.serve import CannotStart, running
+from api.serve import running
 from api.settings import BadSettings, Settings, load
 from tests.api.conftest import DIALOGUE, Plane, paths, plane_on, rows, write_adapter, write_model
 from tests.api.test_files import upload

@@ -13,7 +13,8 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from api.serve import CannotStart, running
+from api.data_folder import CannotStart
+from api.serve import running
 from api.settings import BadSettings, Settings, load
 from api.store.database import Database
 from api.store.migrate import migrate

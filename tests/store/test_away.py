@@ -9,9 +9,10 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from api.data_folder import CannotStart
 from api.domain.access import Role
 from api.once import create_key
-from api.serve import CannotStart, running
+from api.serve import running
 from api.settings import Settings
 from api.store import operations_leader, postgres
 from api.store.trouble import Trouble, trouble

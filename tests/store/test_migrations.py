@@ -17,8 +17,9 @@ from alembic import command, op
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from api.data_folder import CannotStart
 from api.migrations import versions
-from api.serve import CannotStart, running
+from api.serve import running
 from api.settings import load
 from api.store import migrate as migrations
 from api.store.database import Database
