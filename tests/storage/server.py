@@ -5,6 +5,7 @@ import http.client
 import os
 import re
 import secrets
+import ssl
 import subprocess
 import sys
 import threading
@@ -43,7 +44,11 @@ class S3:
         """Makes an empty bucket, and gives its name."""
         name = f"store-{secrets.token_hex(6)}"
         place = urlsplit(self.endpoint)
-        connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=60)
+        if place.scheme == "http":
+            connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=60)
+        else:
+            unverified = ssl._create_unverified_context()
+            connection = http.client.HTTPSConnection(place.hostname or "", place.port, timeout=60, context=unverified)
         connection.request("PUT", f"/{name}")
         assert connection.getresponse().status == 200
         connection.close()
@@ -51,15 +56,16 @@ class S3:
 
 
 @contextlib.contextmanager
-def serving(log: Path, host: str = "127.0.0.1") -> Iterator[S3]:
-    """Runs a server at an address of this machine until the block ends."""
+def serving(log: Path, host: str = "127.0.0.1", tls: Path | None = None) -> Iterator[S3]:
+    """Runs a server at an address of this machine until the block ends. `tls`: where `tls.crt` and `tls.key` lie."""
+    by = [] if tls is None else ["--ssl", "--ssl-cert", str(tls / "tls.crt"), "--ssl-key", str(tls / "tls.key")]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", host, "-p", "0"],
+            [sys.executable, "-m", "moto.server", "-H", host, "-p", "0", *by],
             stdout=output, stderr=subprocess.STDOUT, env=os.environ | {"MOTO_IAM_LOAD_MANAGED_POLICIES": "false"},
         )  # fmt: skip
     try:
-        found = until(lambda: re.search(rf"Running on (http://{re.escape(host)}:\d+)", log.read_text()), 90)
+        found = until(lambda: re.search(rf"Running on (https?://{re.escape(host)}:\d+)", log.read_text()), 90)
         yield S3(found[1])
     finally:
         process.kill()

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trustme
 
-from tests.storage.server import S3, Answer, Line, Request
+from tests.storage.server import S3, Answer, Line, Request, serving
 from worker.contract import manifest
 from worker.contract.manifest import MANIFEST, Damaged
 from worker.storage import Away, Full, NotThere, ObjectStore, Options, Place, Refused, StorageFailure
@@ -284,6 +285,26 @@ def test_a_check_says_what_is_wrong_before_anything_else_does(line: Line, s3: S3
     made(line).check()
     with pytest.raises(Refused, match="there is no bucket no-such-bucket"):
         ObjectStore("s3://no-such-bucket/x").check()
+
+
+def test_a_server_is_trusted_whose_certificate_is_of_an_authority_of_ones_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(str(tmp_path / "tls.key"))
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "tls.crt"))
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.crt"))
+    with serving(tmp_path / "server.log", tls=tmp_path) as s3:
+        for name, value in s3.environment.items():
+            monkeypatch.setenv(name, value)
+        url = f"s3://{s3.bucket()}"
+        with pytest.raises(Refused, match="AWS_CA_BUNDLE names"):
+            ObjectStore(url, Options(patience=5)).put_bytes("files/f", b"x")
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.crt"))
+        store = ObjectStore(url, Options(patience=5))
+        store.put_bytes("files/f", b"x")
+        assert store.read("files/f") == b"x"
 
 
 def test_without_credentials_it_says_so(line: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

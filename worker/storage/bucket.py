@@ -188,6 +188,8 @@ class Bucket:
             return Refused(f"{where} refuses the credentials ({code})")
         if code and code not in _AGAIN and _FINAL_ABOVE <= status < _FINAL_BELOW:
             return StorageFailure(f"{where} does not take this call ({code})")
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return Refused(f"{where} has a certificate that is not trusted; AWS_CA_BUNDLE names its authority's file")
         return Away(f"{where} does not answer ({code or type(error).__name__})")
 
 

@@ -99,24 +99,24 @@ annotations:
   value: s3://{{ $s3.bucket }}{{ with $s3.prefix }}/{{ . }}{{ end }}
 {{- with $s3.endpoint }}
 - name: AWS_ENDPOINT_URL
-  value: {{ . }}
+  value: {{ . | quote }}
 {{- end }}
 {{- with $s3.region }}
 - name: AWS_REGION
-  value: {{ . }}
+  value: {{ . | quote }}
 {{- end }}
 {{- with $s3.scratch }}
 - name: SCRATCH_SIZE
-  value: {{ . }}
+  value: {{ . | quote }}
 {{- end }}
 {{- with $s3.existingSecret }}
 - name: STORE_SECRET
-  value: {{ . }}
+  value: {{ . | quote }}
 {{- range $name := list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" "AWS_SESSION_TOKEN" }}
 - name: {{ $name }}
   valueFrom:
     secretKeyRef:
-      name: {{ $s3.existingSecret }}
+      name: {{ $s3.existingSecret | quote }}
       key: {{ $name }}
       {{- if eq $name "AWS_SESSION_TOKEN" }}
       optional: true
