@@ -9,7 +9,8 @@ from worker.contract.ppo import PpoStage
 from worker.contract.scratch import positions_of
 from worker.contract.spec import JobSpec
 from worker.contract.stages import TrainStage
-from worker.contract.steps import Nature, outputs
+from worker.contract.steps import outputs
+from worker.contract.traits import Nature
 
 # A critic has the head of a reward model.
 _TASKS: dict[Nature, Task] = {"writer": "write", "scorer": "score", "critic": "score", "scoring_adapter": "adapt"}

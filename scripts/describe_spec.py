@@ -2,18 +2,19 @@
 
 import json
 import types
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from worker.contract.evaluation import EvaluateStage
 from worker.contract.metrics import FAMILIES, METRICS
 from worker.contract.ppo import PpoStage
 from worker.contract.rewards import ExactMatchTerm, LengthTerm, ModelTerm, RegexTerm, SentimentTerm, ServiceTerm
-from worker.contract.spec import JobSpec
-from worker.contract.stages import PretrainStage, RehearseStage, RewardStage, SftStage, TrainStage
+from worker.contract.rows import RowKind
+from worker.contract.spec import STAGES, JobSpec
+from worker.contract.stages import TrainStage
 
 HEAD = """# The job spec
 
@@ -31,10 +32,7 @@ Rows are JSON, one a line:
 
 | stage | rows |
 |---|---|
-| pretrain | `{"text"}` |
-| sft | `{"messages": [{"role", "content"}]}` |
-| reward | `{"prompt", "chosen", "rejected", "margin"?}`, or `{"prompt", "answers": [{"text", "score"}]}` |
-| ppo | `{"prompt", "answer"?}` |
+ROWS
 | evaluate | any of them |
 
 A prompt is a text, which is a user's turn, or messages.
@@ -45,35 +43,50 @@ This page is made from the code (`python -m scripts.describe_spec`), and a test 
 # Counts end where a 32-bit integer does: no limit that a person would meet.
 _NO_LIMIT = 2**31 - 1
 
-SECTIONS: list[tuple[str, type[BaseModel], type[BaseModel] | None]] = [
-    ("stage, for every kind of training", TrainStage, None),
-    ("stage: pretrain", PretrainStage, TrainStage),
-    ("stage: sft", SftStage, TrainStage),
-    ("stage: reward", RewardStage, TrainStage),
-    ("stage: ppo", PpoStage, None),
-    ("a term of a reward: model", ModelTerm, None),
-    ("a term of a reward: service", ServiceTerm, None),
-    ("a term of a reward: sentiment", SentimentTerm, None),
-    ("a term of a reward: exact_match", ExactMatchTerm, None),
-    ("a term of a reward: length", LengthTerm, None),
-    ("a term of a reward: regex", RegexTerm, None),
-    ("stage: evaluate", EvaluateStage, None),
-    ("stage: rehearse", RehearseStage, None),
-]
-STAGES = (PretrainStage, SftStage, RewardStage, PpoStage, EvaluateStage, RehearseStage)
+# How the rows of a kind are told to people.
+_FORMS: dict[RowKind, str] = {
+    "text": '`{"text"}`',
+    "messages": '`{"messages": [{"role", "content"}]}`',
+    "chosen": '`{"prompt", "chosen", "rejected", "margin"?}`',
+    "answers": '`{"prompt", "answers": [{"text", "score"}]}`',
+    "prompt": '`{"prompt", "answer"?}`',
+}
+_TERMS: dict[str, type[BaseModel]] = {
+    "model": ModelTerm,
+    "service": ServiceTerm,
+    "sentiment": SentimentTerm,
+    "exact_match": ExactMatchTerm,
+    "length": LengthTerm,
+    "regex": RegexTerm,
+}
+
+
+def _sections() -> Iterator[tuple[str, type[BaseModel], type[BaseModel] | None]]:
+    """Title, model, and the model whose fields are told of before."""
+    yield "stage, for every kind of training", TrainStage, None
+    for name, stage in STAGES.items():
+        yield f"stage: {name}", stage, TrainStage if issubclass(stage, TrainStage) else None
+        if stage is PpoStage:
+            yield from ((f"a term of a reward: {kind}", term, None) for kind, term in _TERMS.items())
+
+
+def _rows() -> str:
+    """A line of the table for each stage that states its rows."""
+    traits = {name: stage.traits for name, stage in STAGES.items() if hasattr(stage, "traits")}
+    return "\n".join(f"| {name} | {', or '.join(_FORMS[kind] for kind in its.rows)} |" for name, its in traits.items())
 
 
 def page() -> str:
     """The whole page, as Markdown."""
     seen: set[type[BaseModel]] = set()
-    parts = [HEAD, "## The whole\n", _table(JobSpec, None)]
-    for title, model, base in SECTIONS:
+    parts = [HEAD.replace("ROWS", _rows()), "## The whole\n", _table(JobSpec, None)]
+    for title, model, base in _sections():
         parts += [f"## {title}\n", _sentence(model), _table(model, base)]
         seen.add(model)
-    queue = [m for model in (TrainStage, PpoStage, EvaluateStage, RehearseStage, JobSpec) for m in _inner(model)]
+    queue = [m for model in (TrainStage, *STAGES.values(), JobSpec) for m in _inner(model)]
     while queue:
         model = queue.pop(0)
-        if model in seen or model in STAGES:
+        if model in seen or model in STAGES.values():
             continue
         seen.add(model)
         parts += [f"## {model.__name__}\n", _sentence(model), _table(model, None)]
@@ -132,7 +145,7 @@ def _kind(annotation: Any) -> str:
         kinds = [k for a in arguments if a is not type(None) and (k := _kind(a))]
         return " or ".join(dict.fromkeys(kinds))
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        if annotation in STAGES:
+        if annotation in STAGES.values():
             return f"`{annotation.model_fields['type'].annotation.__args__[0]}`"  # type: ignore[union-attr]
         return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
     if origin is list and len(inner := _models_in(arguments[0])) == 1:

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from worker import ahead
 from worker.contract.order import Input
-from worker.contract.rows import ROWS_OF, BadRow, Dialogue, Row, Text, parse_line
-from worker.contract.stages import PretrainStage, SftStage
+from worker.contract.rows import BadRow, Dialogue, Row, RowKind, Text, parse_line
+from worker.contract.stages import TrainStage
 from worker.dialogue import Rendered, TemplateChanges, rendered
 from worker.errors import BadData
 from worker.paths import local_path
@@ -65,14 +65,14 @@ def sample(ids: Sequence[int] | NDArray[np.int32], trained: Sequence[bool] | NDA
     return Sample(np.array(ids, dtype=np.int32), mask)
 
 
-def load_samples(source: Input, stage: SftStage | PretrainStage, tokenizer: PreTrainedTokenizerBase) -> list[Sample]:
+def load_samples(source: Input, stage: TrainStage, tokenizer: PreTrainedTokenizerBase) -> list[Sample]:
     """A data file's samples, in its order. Raises BadData, with the line where it can be told.
 
     The file must still have the hash that it had when the job was accepted.
     """
     path = unchanged(source)
     try:
-        samples = encode(read_rows(path, stage.type), tokenizer, stage, stage.max_length, stage.data.truncate)
+        samples = encode(read_rows(path, stage.traits.rows), tokenizer, stage, stage.max_length, stage.data.truncate)
     except BadData as error:
         raise BadData(f"{source.reference}: {error.message}") from None
     if not samples:
@@ -92,9 +92,11 @@ def unchanged(source: Input) -> Path:
     return path
 
 
-def read_rows(path: Path, stage: str) -> Iterator[tuple[int, Row]]:
-    """The rows of a JSONL file with their lines, counted from 1; blank lines are passed over. Raises BadData."""
-    needed = ROWS_OF[stage]
+def read_rows(path: Path, needed: Sequence[RowKind]) -> Iterator[tuple[int, Row]]:
+    """The rows of a JSONL file with their lines, counted from 1; blank lines are passed over.
+
+    Raises BadData, also for a row of another kind than those that are needed.
+    """
     with path.open("rb") as file:
         for line, raw in enumerate(file, start=1):
             text = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
@@ -105,14 +107,14 @@ def read_rows(path: Path, stage: str) -> Iterator[tuple[int, Row]]:
             except BadRow as error:
                 raise BadData(str(error)) from None
             if kind not in needed:
-                raise BadData(f"line {line}: has `{kind}`, but {stage} needs rows of `{'` or `'.join(needed)}`")
+                raise BadData(f"line {line}: has `{kind}`; needed are rows of `{'` or `'.join(needed)}`")
             yield line, row
 
 
 def encode(
     rows: Iterable[tuple[int, Row]],
     tokenizer: PreTrainedTokenizerBase,
-    stage: SftStage | PretrainStage,
+    stage: TrainStage,
     max_length: int,
     truncate: bool,
 ) -> list[Sample]:
@@ -122,7 +124,7 @@ def encode(
     cuts them. sft: the chat template's text, of which the assistant's turns are trained, each with the token that ends
     it; a dialogue longer than `max_length` tokens is refused, or with `truncate` loses its end.
     """
-    if isinstance(stage, PretrainStage):
+    if "text" in stage.traits.rows:
         return list(_texts(rows, tokenizer))
     return list(dialogues(rows, tokenizer, max_length, truncate))
 

@@ -1,17 +1,13 @@
-"""What a job trains on and what it holds out, as samples."""
+"""What a job trains on and what it holds out, as the items that its stage makes of rows."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from transformers import PreTrainedTokenizerBase
+from typing import Protocol
 
 from worker.contract.order import Input, Order
-from worker.contract.stages import PretrainStage, RewardStage, SftStage
-from worker.data import held_out, load_samples
+from worker.data import held_out
 from worker.packing import Collate, Item, collate
-from worker.pairs import collate_pairs, load_comparisons
 
 
 class Hashed(Item, Protocol):
@@ -23,7 +19,7 @@ class Hashed(Item, Protocol):
 
 @dataclass(frozen=True)
 class Dataset:
-    """The rows of a job: samples, or comparisons."""
+    """The rows of a job."""
 
     train: Sequence[Item]
     held_out: Sequence[Item]
@@ -36,33 +32,19 @@ class Dataset:
 
 
 def read_dataset(
-    order: Order,
-    stage: SftStage | PretrainStage | RewardStage,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    split: bool = False,
+    order: Order, read: Callable[[Input], Sequence[Hashed]], *, seed: int, split: bool, collate: Collate
 ) -> Dataset:
-    """The training rows, and those to evaluate on: a file of their own, or a share of the training rows.
+    """The training rows as `read` makes items of a file, and those to evaluate on: a file of their own, or a share.
 
-    Raises BadData, with the line where it can be told.
+    Raises what `read` raises.
     """
-
-    def load(source: Input) -> Sequence[Any]:
-        if not isinstance(stage, RewardStage):
-            return load_samples(source, stage, tokenizer)
-        name = stage.model if isinstance(stage.model, str) else "the model from scratch"
-        cut = stage.data.truncate
-        return load_comparisons(source, tokenizer, max_length=stage.max_length, truncate=cut, name=name)
-
-    train = load(order.inputs["stage.data.train"])
-    rest: Sequence[Any] = []
+    train, rest = read(order.inputs["stage.data.train"]), list[Hashed]()
     if order.spec.evaluate is not None:
         if order.spec.evaluate.held_out is not None:
-            train, rest = held_out(train, order.spec.evaluate.held_out, stage.seed)
+            train, rest = held_out(train, order.spec.evaluate.held_out, seed)
         else:
-            rest = load(order.inputs["evaluate.data"])
-    made = collate_pairs if isinstance(stage, RewardStage) else collate
-    return Dataset(train, rest, split, _hash_of(train, stage.seed), made)
+            rest = list(read(order.inputs["evaluate.data"]))
+    return Dataset(train, rest, split, _hash_of(train, seed), collate)
 
 
 def _hash_of(items: Sequence[Hashed], seed: int) -> str:

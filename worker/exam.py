@@ -130,7 +130,7 @@ def of_texts(exam: Exam, path: Path, kind: RowKind) -> dict[str, float]:
     else:
         read_as = PretrainStage.model_validate({"type": "pretrain", **common})
     try:
-        rows = encode(read_rows(path, read_as.type), tokenizer, read_as, stage.max_length, stage.data.truncate)
+        rows = encode(read_rows(path, read_as.traits.rows), tokenizer, read_as, stage.max_length, stage.data.truncate)
     except BadData as error:
         raise BadData(f"{stage.data.test}: {error.message}") from None
     pieces = [piece for row in rows for piece in _pieces(row, stage.max_length)]

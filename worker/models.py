@@ -25,7 +25,7 @@ from worker.contract.architectures import POSITIONS
 from worker.contract.order import Input
 from worker.contract.parts import Scratch
 from worker.contract.spec import JobSpec
-from worker.contract.stages import RewardStage, SftStage, TrainStage
+from worker.contract.stages import TrainStage
 from worker.dialogue import check_template
 from worker.errors import BadData, BadSpec
 from worker.gguf import converted, gguf_in
@@ -60,7 +60,7 @@ def load(spec: JobSpec, inputs: dict[str, Input], store: Path, *, waiting: Calla
     if not isinstance(stage, TrainStage):
         raise BadSpec("stage.type: a rehearsal has no model")
     notes: list[str] = []
-    dtype, scalar = DTYPES[spec.deepspeed.precision], isinstance(stage, RewardStage)
+    dtype, scalar = DTYPES[spec.deepspeed.precision], stage.traits.head == "score"
     if isinstance(stage.model, Scratch):
         name = "the model from scratch"
         tokenizer = _tokenizer_of(stage.model, inputs, store, waiting)
@@ -73,7 +73,7 @@ def load(spec: JobSpec, inputs: dict[str, Input], store: Path, *, waiting: Calla
         else:
             model, tokenizer = pretrained(source, name, store, dtype, notes, waiting=waiting)
     _pads_with(model, tokenizer)
-    if isinstance(stage, SftStage):
+    if "messages" in stage.traits.rows:
         check_template(tokenizer, name)
     check_sizes(model, tokenizer, stage)
     if stage.packing:

@@ -152,7 +152,9 @@ def read_comparisons(
     """The comparisons of a JSONL file; see `load_comparisons`."""
     end = answer_end(tokenizer, name)
     try:
-        rows = encode_pairs(read_rows(path, "reward"), tokenizer, end, max_length=max_length, truncate=truncate)
+        rows = encode_pairs(
+            read_rows(path, ("chosen", "answers")), tokenizer, end, max_length=max_length, truncate=truncate
+        )
         comparisons = list(rows)
     except BadData as error:
         raise BadData(f"{reference}: {error.message}") from None

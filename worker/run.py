@@ -22,15 +22,6 @@ from worker.contract.protocol import Exit, Output
 from worker.errors import OutOfMemory, Stopped, StoreFull, WorkerFailure, is_out_of_memory, is_store_full
 from worker.paths import store_path
 
-# A stage's module has `run(context) -> list[Output]`. Modules are imported only when their stage is asked for.
-STAGES = {
-    "pretrain": "worker.stages.pretrain",
-    "sft": "worker.stages.sft",
-    "reward": "worker.stages.reward",
-    "ppo": "worker.stages.ppo",
-    "evaluate": "worker.stages.evaluate",
-    "rehearse": "worker.stages.rehearse",
-}
 _TRACEBACK_LINES = 30
 _PR_SET_PDEATHSIG = 1
 _LESS_MEMORY = (
@@ -68,7 +59,7 @@ def run_stage(order: Order, channel: Channel) -> list[Output]:
     # The slow imports come before the control plane's answer; they touch nothing of the job.
     # Where that comes first, they count as progress: a busy machine may take longer for them than limits.stall.
     with channel.working():
-        stage = _import(STAGES[order.spec.stage.type])
+        stage = _import(module_of(order.spec.stage.type))
     channel.wait_for_start()
     context = Context(
         order=order,
@@ -79,6 +70,11 @@ def run_stage(order: Order, channel: Channel) -> list[Output]:
     )
     outputs: list[Output] = stage.run(context)
     return outputs
+
+
+def module_of(stage: str) -> str:
+    """The module of a stage. It has `run(context) -> list[Output]`, and is imported only where its stage is run."""
+    return f"worker.stages.{stage}"
 
 
 def _import(module: str) -> ModuleType:

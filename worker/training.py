@@ -9,45 +9,59 @@ random states at the update's start; `worker/snapshots.py` stores them.
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from worker import snapshots
 from worker.context import Context
+from worker.contract.order import Order
 from worker.contract.protocol import Output
 from worker.contract.stages import TrainStage
 from worker.curves import Curves
-from worker.dataset import Dataset
-from worker.distributed import Ranks
-from worker.engine import Compute, Engine, Setting, zero_raised
+from worker.dataset import Dataset, read_dataset
+from worker.distributed import Ranks, check_accelerator
+from worker.engine import Engine, Setting, zero_raised
 from worker.errors import Diverged, Stopped
 from worker.feed import Feed
 from worker.memory import explained, preflight
-from worker.method import Method, Trained
-from worker.models import Loaded
+from worker.method import Loop, Method
+from worker.models import Loaded, load
 from worker.schedule import learning_rate
 from worker.state import Progress, random_states, seed_everything
 from worker.stopwatch import Stopwatch
 
 
-def train(
-    context: Context, loaded: Loaded, dataset: Dataset, objective: Compute, method: Method | None = None
-) -> list[Output]:
-    """Trains `loaded` on `dataset` as the spec says, and hands over what came of it (on rank 0).
+def train(context: Context, method: Method[Any]) -> list[Output]:
+    """Trains the spec's model by a method, and hands over what came of it (on rank 0).
 
-    `method` is what the stage adds to the loop; absent: a language model's.
-
-    Raises Stopped when asked to, after saving; Diverged, OutOfMemory, BadData.
+    Raises Stopped when asked to, after saving; any other WorkerFailure.
     """
+    order = context.order
+    check_accelerator(order.spec)
     with context.channel.working():
-        training = Training(context, loaded, dataset, objective, method or Method())
+        loaded = load(order.spec, order.inputs, context.store, waiting=context.channel.going_on)
+        method.check(loaded)
+        training = Training(context, loaded, dataset_of(order, method, loaded.tokenizer), method)
     return training.run()
+
+
+def dataset_of(order: Order, method: Method[Any], tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """The rows of a job as its method reads them. Raises BadData."""
+    return read_dataset(
+        order,
+        lambda source: method.read(source, tokenizer),
+        seed=method.stage.seed,
+        split=method.split,
+        collate=method.collate,
+    )
 
 
 class Training:
     """One rank's training, from restore to outputs."""
 
-    def __init__(self, context: Context, loaded: Loaded, dataset: Dataset, objective: Compute, method: Method):
+    def __init__(self, context: Context, loaded: Loaded, dataset: Dataset, method: Method[Any]):
         spec = context.order.spec
         assert isinstance(spec.stage, TrainStage)
         self.context, self.spec, self.stage = context, spec, spec.stage
@@ -59,12 +73,14 @@ class Training:
         self.held_out = self.feed.held_out()
         self.ranks = Ranks(context.rank, context.world)
         with explained(spec, "the model and its optimizer"):
-            self.engine = Engine(loaded.model, objective, Setting.of(spec))
+            self.engine = Engine(loaded.model, method.objective, Setting.of(spec))
         seed_everything(self.stage.seed, context.rank)
         self.progress, earlier = Progress(), None
         if (found := snapshots.restore(context, self._engines, self.ranks, dataset.hash)) is not None:
             _, common, earlier = found
             self.progress = Progress.of(common["progress"])
+            method.load_state(common.get("method", {}))
+        self._anew = found is None
         self.saved_step = self.progress.step
         self.random_states = random_states()
         self.curves = self._open_curves(earlier)
@@ -76,6 +92,9 @@ class Training:
         for note in self.loaded.notes if self.context.rank == 0 else []:
             self.context.channel.event("ModelNote", note)
         self._say_what_was_raised()
+        if self._anew:
+            with explained(self.spec, "what precedes the first step"):
+                self.method.begin(self._loop)
         if self.progress.step < self.steps:
             preflight(self.engine, self.feed.longest(self.progress.position), self.spec)
         self._evaluate_if_due()
@@ -87,6 +106,10 @@ class Training:
         if self.curves:
             self.curves.close()
         return self._hand_over()
+
+    @property
+    def _loop(self) -> Loop:
+        return Loop(self.context, self.loaded, self.engine, self.ranks, self.feed, self._between)
 
     @property
     def _engines(self) -> dict[str, Engine]:
@@ -109,6 +132,7 @@ class Training:
         weight = self.ranks.world / max(1, update.trained)
         found = []
         with explained(self.spec, f"step {step}"):
+            self.method.before_update(self._loop, update)
             for number, batch in enumerate(update.micro_batches, start=1):
                 self._between()
                 last = number == len(update.micro_batches)
@@ -197,7 +221,7 @@ class Training:
                 self.ranks,
                 step=self.progress.step,
                 own={"random": self.random_states},
-                common={"progress": asdict(self.progress)},
+                common={"progress": asdict(self.progress), "method": self.method.state()},
                 data=self.dataset.hash,
                 must=must,
             )
@@ -226,8 +250,7 @@ class Training:
         self.context.channel.report("saving")
         with explained(self.spec, "gathering the whole model"), self.context.channel.working():
             state = self.engine.gather()
-            trained = Trained(self.context, self.loaded, self.engine, self.ranks, self.feed, self._between)
-            self.method.finish(trained, state)
+            self.method.finish(self._loop, state)
         outputs: list[Output] = []
         from worker.outputs import save_outputs
 

@@ -5,20 +5,23 @@ import sys
 from typing import Any
 
 from tests.engine.jobs import Job
-from worker.contract.stages import TrainStage
+from worker.contract.stages import PretrainStage, TrainStage
 
 
 def _feed(job: Job, rank: int, world: int) -> tuple[Any, Any, Any]:
     """(spec, loaded model, feed) of a job, as its stage would make them."""
-    from worker.dataset import read_dataset
     from worker.feed import Feed
+    from worker.method import Method
     from worker.models import load
+    from worker.stages.pretrain import Pretrain
+    from worker.training import dataset_of
 
     order = job.order(1)
     stage = order.spec.stage
     assert isinstance(stage, TrainStage)
     loaded = load(order.spec, order.inputs, job.store)
-    dataset = read_dataset(order, stage, loaded.tokenizer, split=stage.type == "pretrain")
+    method: Method[Any] = Pretrain(stage) if isinstance(stage, PretrainStage) else Method(stage)
+    dataset = dataset_of(order, method, loaded.tokenizer)
     feed = Feed(dataset, order.spec, rank=rank, world=world, pad_id=loaded.tokenizer.pad_token_id)
     return order.spec, loaded, feed
 

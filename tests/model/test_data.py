@@ -79,7 +79,7 @@ def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
     ("rows", "told"),
     [
         ([talk(), "{"], "line 2: is not JSON"),
-        ([{"text": "a"}], "line 1: has `text`, but sft needs rows of `messages`"),
+        ([{"text": "a"}], "line 1: has `text`; needed are rows of `messages`"),
         ([""], "the file has no rows"),
     ],
 )

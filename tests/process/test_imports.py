@@ -29,7 +29,7 @@ told = threading.Event()
 def test_imports_that_take_long_are_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "slow_stage.py").write_text(SLOW)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(run.STAGES, "rehearse", "slow_stage")
+    monkeypatch.setattr(run, "module_of", lambda _: "slow_stage")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     # Open to the last: the end of a channel is the end of its process.

@@ -12,24 +12,25 @@ def gradient(rank: int, world: int, job: Job) -> list[float]:
     from deepspeed.utils import safe_get_full_grad
 
     from worker.contract.stages import RewardStage
-    from worker.dataset import read_dataset
     from worker.distributed import Ranks
     from worker.engine import Engine, Setting
     from worker.feed import Feed
     from worker.models import load
-    from worker.ranking import ranking
+    from worker.stages.reward import Ranking
     from worker.state import Position
+    from worker.training import dataset_of
 
     order = job.order(1)
     stage = order.spec.stage
     assert isinstance(stage, RewardStage)
     loaded = load(order.spec, order.inputs, job.store)
-    dataset = read_dataset(order, stage, loaded.tokenizer)
+    method = Ranking(stage)
+    dataset = dataset_of(order, method, loaded.tokenizer)
     pad_id = loaded.tokenizer.pad_token_id
     assert isinstance(pad_id, int)
     update = Feed(dataset, order.spec, rank=rank, world=world, pad_id=pad_id).at(Position())
     Ranks(rank, world)
-    engine = Engine(loaded.model, ranking(stage.center), Setting.of(order.spec))
+    engine = Engine(loaded.model, method.objective, Setting.of(order.spec))
     for number, batch in enumerate(update.micro_batches, start=1):
         engine.train_micro(batch, weight=world / update.trained, last=number == len(update.micro_batches))
     trained = [p for p in engine.model.parameters() if p.requires_grad]
@@ -71,15 +72,16 @@ def held_out(rank: int, world: int, job: Job) -> dict[str, Any]:
     import numpy as np
 
     from worker.contract.stages import RewardStage
-    from worker.dataset import read_dataset
     from worker.models import load
     from worker.pairs import collate_pairs
+    from worker.stages.reward import Ranking
+    from worker.training import dataset_of
 
     order = job.order(1)
     stage = order.spec.stage
     assert isinstance(stage, RewardStage)
     tokenizer = load(order.spec, order.inputs, job.store).tokenizer
-    rows: Any = read_dataset(order, stage, tokenizer).held_out
+    rows: Any = dataset_of(order, Ranking(stage), tokenizer).held_out
     batch = collate_pairs([[row] for row in rows], pad_id=0)
     ids = [np.asarray(answer).tolist() for row in rows for answer in row.answers]
     return {

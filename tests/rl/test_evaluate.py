@@ -18,7 +18,7 @@ from tests.rl import reward_cases
 from tests.rl.comparisons import pairs
 from worker.contract.check import parse_spec
 from worker.contract.order import Order
-from worker.contract.rows import ROWS_OF, parse_line
+from worker.contract.rows import ROWS, parse_line
 
 
 class Evaluation(Job):
@@ -221,6 +221,5 @@ def test_it_stops_when_asked_and_begins_anew(one: Pool, tmp_path: Path, trained:
 
 
 def test_every_kind_of_row_can_be_told() -> None:
-    kinds = {kind for kinds in ROWS_OF.values() for kind in kinds}
-    assert kinds == {"text", "messages", "chosen", "answers", "prompt"}
+    assert set(ROWS) == {"text", "messages", "chosen", "answers", "prompt"}
     assert parse_line(json.dumps({"prompt": "hi"}).encode(), 1)[0] == "prompt"

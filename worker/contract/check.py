@@ -20,8 +20,8 @@ from worker.contract.parts import Scratch
 from worker.contract.ppo import PpoStage
 from worker.contract.problem import Problem
 from worker.contract.scratch import mixes_of_scratch
-from worker.contract.spec import JobSpec
-from worker.contract.stages import PretrainStage, RehearseStage, RewardStage, SftStage, TrainStage
+from worker.contract.spec import STAGES, JobSpec
+from worker.contract.stages import RehearseStage, TrainStage
 from worker.contract.steps import needs, spelt_out
 
 # What the spec itself decides; `deepspeed.config` may not say it a second time.
@@ -37,14 +37,6 @@ DECIDED_BY_SPEC = {
     "zero_optimization.stage": "deepspeed.zero",
     "zero_optimization.offload_optimizer": "deepspeed.offload",
     "zero_optimization.cpu_offload": "deepspeed.offload",
-}
-STAGES: dict[str, type[BaseModel]] = {
-    "pretrain": PretrainStage,
-    "sft": SftStage,
-    "reward": RewardStage,
-    "ppo": PpoStage,
-    "evaluate": EvaluateStage,
-    "rehearse": RehearseStage,
 }
 _MUST_BE = "must be "
 _MOST_EPOCHS = 10_000
@@ -172,7 +164,7 @@ def _train(stage: TrainStage, spec: JobSpec) -> list[Problem]:
         found += mixes_of_scratch(stage.model, stage.max_length)
         if stage.lora is not None:
             wrong("stage.lora", "a model from scratch has no weights worth freezing; leave `lora` out")
-    return found + warmup_past_the_end(stage.optimizer, stage.steps, "stage.optimizer")
+    return found + warmup_past_the_end(stage.optimizer, stage.steps, "stage.optimizer") + stage.mixes()
 
 
 def problem(detail: ErrorDetails, model: type[BaseModel]) -> Problem:

@@ -240,7 +240,7 @@ def _notes(spec: JobSpec, roles: list[Member]) -> list[str]:
     raised = [member.name for member in roles if member.trained and member.zero != member.deepspeed.zero]
     if raised:
         notes.append(f"{', '.join(raised)}: bf16 without ZeRO runs as stage 1, so that gradients add up in fp32.")
-    if spec.stage.type == "reward":
+    if isinstance(spec.stage, TrainStage) and spec.stage.traits.sequences == 2:
         notes.append("Each row is taken to have two answers; rows with more of them need as much more for activations.")
     return notes
 

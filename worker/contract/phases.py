@@ -8,7 +8,7 @@ from worker.contract.evaluation import EvaluateStage
 from worker.contract.ppo import PpoStage, Rollout
 from worker.contract.roles import Member
 from worker.contract.spec import JobSpec
-from worker.contract.stages import RewardStage, TrainStage
+from worker.contract.stages import TrainStage
 
 _FULL = 4  # bytes of an fp32 number
 
@@ -140,10 +140,9 @@ def moments(spec: JobSpec, roles: list[Member]) -> list[Moment]:
         case EvaluateStage():
             return _of_evaluation(all_, stage, roles)
         case TrainStage():
-            answers = 2 if isinstance(stage, RewardStage) else 1
-            rows = spec.micro_batch * answers
+            rows = spec.micro_batch * stage.traits.sequences
             # The last position predicts nothing.
-            labelled = 0 if isinstance(stage, RewardStage) else spec.micro_batch * (stage.max_length - 1)
+            labelled = rows * (stage.max_length - 1) if stage.traits.worded else 0
             batch = Rows(rows, stage.max_length, labelled, stage.packing)
             return [all_.update("update", roles[0], batch), all_.hand_over(roles[0])]
     return []

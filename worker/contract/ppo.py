@@ -1,12 +1,13 @@
 """PPO: an actor that answers prompts, a critic that foresees the reward, a reference that it should stay near."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from worker.contract.guards import Guards
 from worker.contract.parts import DeepSpeed, Lora, Optimizer
 from worker.contract.rewards import Reward
+from worker.contract.traits import Traits
 from worker.contract.values import PositiveInt, Reference, Strict
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -113,6 +114,7 @@ def _prompts_from_reference(value: Any) -> Any:
 class PpoStage(Strict):
     """Reinforcement learning from a reward. A step is one iteration: a rollout and its updates."""
 
+    traits: ClassVar[Traits] = Traits(rows=("prompt",), lr=1e-6, lr_of_lora=1e-4)
     type: Literal["ppo"]
     actor: Role
     critic: Role = Field(description="a reward model, or any model: its value head starts at zero")

@@ -1,14 +1,15 @@
 """What a spec refers to, and what each reference must be."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from worker.contract.evaluation import EvaluateStage
 from worker.contract.parts import Scratch
 from worker.contract.ppo import PpoStage
 from worker.contract.rewards import ModelTerm, Reward
-from worker.contract.rows import ROWS_OF, RowKind
+from worker.contract.rows import RowKind
 from worker.contract.spec import JobSpec
-from worker.contract.stages import RehearseStage, RewardStage, TrainStage
+from worker.contract.stages import RehearseStage, TrainStage
+from worker.contract.traits import Kind
 
 
 class Wanted(NamedTuple):
@@ -17,9 +18,7 @@ class Wanted(NamedTuple):
     path: str
     """In the spec, such as `stage.reward.terms.0.model`."""
     reference: str
-    kind: Literal["model", "reward", "any_model", "adapter", "reward_or_adapter", "tokenizer", "rehearsal", "data"]
-    """`model` writes text, `reward` scores it, `any_model` is one of them, an `adapter` makes a model score; a
-    `rehearsal` only looks like one."""
+    kind: Kind
     rows: tuple[RowKind, ...] = ()
     """Of data: the kinds of rows that will do."""
 
@@ -51,11 +50,10 @@ def references(spec: JobSpec) -> list[Wanted]:
         case TrainStage():
             found = []
             if not isinstance(stage.model, Scratch):
-                kind: Literal["model", "any_model"] = "any_model" if isinstance(stage, RewardStage) else "model"
-                found.append(Wanted("stage.model", stage.model, kind))
+                found.append(Wanted("stage.model", stage.model, stage.traits.begins_with))
             elif stage.model.tokenizer != "bytes":
                 found.append(Wanted("stage.model.tokenizer", stage.model.tokenizer, "tokenizer"))
-            held_out = ROWS_OF[stage.type]
+            held_out = stage.traits.rows
             found.append(Wanted("stage.data.train", stage.data.train, "data", held_out))
     if spec.evaluate is not None and spec.evaluate.data is not None:
         found.append(Wanted("evaluate.data", spec.evaluate.data, "data", held_out))

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from worker.contract import sharding
 from worker.contract.activations import Computed, adapter_parameters
@@ -14,6 +13,7 @@ from worker.contract.rewards import ModelTerm, Reward
 from worker.contract.sharding import Held
 from worker.contract.spec import JobSpec
 from worker.contract.stages import TrainStage
+from worker.contract.traits import Head
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Member:
     name: str
     path: str
     model: Architecture
-    head: Literal["words", "score"]
+    head: Head
     deepspeed: DeepSpeed
     computed: Computed
     checkpointing: bool
@@ -52,7 +52,7 @@ def members(spec: JobSpec, models: Models) -> list[Member]:
         path: str,
         deepspeed: DeepSpeed | None = None,
         *,
-        head: Literal["words", "score"] = "words",
+        head: Head = "words",
         lora: Lora | None = None,
         train: bool = False,
         checkpointing: bool = False,
@@ -120,8 +120,7 @@ def members(spec: JobSpec, models: Models) -> list[Member]:
                 found.append(make("against", "stage.against"))
             return found + of_terms(stage.reward)
         case TrainStage():
-            head: Literal["words", "score"] = "score" if stage.type == "reward" else "words"
-            checkpointing = stage.gradient_checkpointing
+            head, checkpointing = stage.traits.head, stage.gradient_checkpointing
             return [make("model", "stage.model", head=head, lora=stage.lora, train=True, checkpointing=checkpointing)]
     return []
 

@@ -74,14 +74,6 @@ ROWS: dict[RowKind, type[Row]] = {
     "prompt": Prompt,
 }
 
-ROWS_OF: dict[str, tuple[RowKind, ...]] = {
-    "pretrain": ("text",),
-    "sft": ("messages",),
-    "reward": ("chosen", "answers"),
-    "ppo": ("prompt",),
-}
-"""The rows that a stage trains on."""
-
 
 class BadRow(ValueError):
     """A line that is not a row. `line` counts from 1."""

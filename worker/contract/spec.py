@@ -1,8 +1,8 @@
 """The job spec: what a person POSTs. Defaults are good; everything wrong is said at once."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from worker.contract.accelerators import Accelerator
 from worker.contract.evaluation import EvaluateStage
@@ -11,8 +11,10 @@ from worker.contract.parts import DeepSpeed, Lora, Optimizer
 from worker.contract.pod import Pod
 from worker.contract.ppo import PpoStage
 from worker.contract.stages import PretrainStage, RehearseStage, RewardStage, SftStage, TrainStage
+from worker.contract.traits import Traits
 from worker.contract.values import Duration, Name, PositiveInt, Quantity, Reference, Strict
 
+# The registry: a stage is one entry here, its class in the contract, and the module `worker.stages.<type>`.
 Stage = Annotated[
     PretrainStage | SftStage | RewardStage | PpoStage | EvaluateStage | RehearseStage, Field(discriminator="type")
 ]
@@ -69,6 +71,10 @@ class Queue(Strict):
     )
 
 
+STAGES: dict[str, type[BaseModel]] = {
+    get_args(stage.model_fields["type"].annotation)[0]: stage for stage in get_args(get_args(Stage)[0])
+}
+"""The stages by their types."""
 _PACKED_TOKENS = 1024  # of a micro-batch of full rows on a processor
 
 Metadata = Annotated[
@@ -137,16 +143,11 @@ class JobSpec(Strict):
         """The peak learning rate of a stage that trains one model: the one given, or the method's default."""
         if not isinstance(self.stage, TrainStage):
             return 0.0
-        return learning_rate_of(self.stage.type, self.stage.optimizer, self.stage.lora)
+        return learning_rate_of(self.stage.traits, self.stage.optimizer, self.stage.lora)
 
 
-# Adapters bear a higher rate than weights that were learnt at length.
-_LR_OF_LORA = {"ppo": 1e-4}
-_LR_OF_ALL = {"sft": 2e-5, "pretrain": 3e-4, "reward": 1e-5, "ppo": 1e-6}
-
-
-def learning_rate_of(stage: str, optimizer: Optimizer, lora: Lora | None) -> float:
+def learning_rate_of(traits: Traits, optimizer: Optimizer, lora: Lora | None) -> float:
     """The peak learning rate: the one given, or the default of a stage's method."""
     if optimizer.lr is not None:
         return optimizer.lr
-    return _LR_OF_LORA.get(stage, 2e-4) if lora is not None else _LR_OF_ALL[stage]
+    return traits.lr if lora is None else traits.lr_of_lora

@@ -1,10 +1,12 @@
 """The stages that train one model, and the rehearsal."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from worker.contract.parts import Lora, Optimizer, Scratch
+from worker.contract.problem import Problem
+from worker.contract.traits import Traits
 from worker.contract.values import PositiveInt, Reference, Strict
 
 
@@ -22,6 +24,7 @@ def _data_from_reference(value: Any) -> Any:
 class TrainStage(Strict):
     """What every training stage has."""
 
+    traits: ClassVar[Traits]
     model: Reference | Scratch
     data: Annotated[Data, BeforeValidator(_data_from_reference)] = Field(
         description="a reference to the rows, or `{train, truncate}`"
@@ -48,10 +51,15 @@ class TrainStage(Strict):
     )
     tensorboard: bool = Field(default=False, description="also write TensorBoard files, into the attempt's folder")
 
+    def mixes(self) -> list[Problem]:
+        """What is wrong between fields of this stage alone that are each right; their paths begin with `stage.`."""
+        return []
+
 
 class PretrainStage(TrainStage):
     """Next-token prediction on raw text, packed to full sequences. Rows: `{text}`."""
 
+    traits = Traits(rows=("text",), lr=3e-4)
     type: Literal["pretrain"]
     packing: Literal[True] = True
 
@@ -59,6 +67,7 @@ class PretrainStage(TrainStage):
 class SftStage(TrainStage):
     """Supervised fine-tuning on dialogues; the loss is on the assistant's turns only. Rows: `{messages}`."""
 
+    traits = Traits(rows=("messages",), lr=2e-5)
     type: Literal["sft"]
 
 
@@ -69,6 +78,10 @@ class RewardStage(TrainStage):
     `micro_batch` count rows. All pairs of a row together weigh as much as one row (Ouyang et al., 2022).
     """
 
+    traits = Traits(
+        rows=("chosen", "answers"), lr=1e-5, head="score", begins_with="any_model", gives="scorer",
+        gives_adapter="scoring_adapter", sequences=2, worded=False,
+    )  # fmt: skip
     type: Literal["reward"]
     packing: Literal[False] = False
     center: Annotated[float, Field(ge=0, le=10)] = Field(

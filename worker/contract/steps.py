@@ -1,18 +1,16 @@
 """What the steps of a pipeline hand over, and how the specs of others refer to it."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from worker.contract.ppo import PpoStage
 from worker.contract.references import Wanted, references
 from worker.contract.spec import JobSpec
-from worker.contract.stages import PretrainStage, RehearseStage, RewardStage, SftStage
+from worker.contract.stages import RehearseStage, TrainStage
+from worker.contract.traits import Kind, Nature
 
 PREFIX = "steps/"
 """`{from: STEP.OUTPUT}` is the reference `steps/STEP.OUTPUT`."""
-
-Nature = Literal["writer", "scorer", "critic", "adapter", "scoring_adapter", "rehearsal"]
-"""What an output is: it writes text, scores answers, foresees the reward, is a part of a model, or is none at all."""
 
 SAID: dict[Nature, str] = {
     "writer": "a language model",
@@ -23,7 +21,7 @@ SAID: dict[Nature, str] = {
     "rehearsal": "a rehearsal's",
 }
 # What will do where a spec wants a model of this kind.
-_FIT: dict[str, tuple[Nature, ...]] = {
+_FIT: dict[Kind, tuple[Nature, ...]] = {
     "model": ("writer",),
     "reward": ("scorer",),
     "any_model": ("writer", "scorer", "critic"),
@@ -49,19 +47,18 @@ def outputs(spec: JobSpec) -> Mapping[str, Nature]:
     """What a job of this spec hands over when it succeeds, by the outputs' kinds."""
     found: dict[str, Nature] = {}
     match spec.stage:
-        case PretrainStage() | SftStage():
-            found["model"] = "writer"
-        case RewardStage():
-            found["model"] = "scorer"
+        case TrainStage(traits=traits):
+            found["model"] = traits.gives
+            if spec.stage.lora is not None:
+                found["adapter"] = traits.gives_adapter
         case PpoStage():
             found |= {"model": "writer", "critic": "critic"}
             if spec.stage.ppo.ema is not None:
                 found["ema"] = "writer"
+            if spec.stage.actor.lora is not None:
+                found["adapter"] = "adapter"
         case RehearseStage() if spec.stage.output:
             found["model"] = "rehearsal"
-    trained = spec.stage.actor if isinstance(spec.stage, PpoStage) else spec.stage
-    if getattr(trained, "lora", None) is not None:
-        found["adapter"] = "scoring_adapter" if isinstance(spec.stage, RewardStage) else "adapter"
     return found
 
 

@@ -66,7 +66,7 @@ def prepare(context: Context, roles: Roles) -> Material:
             )
     practised: list[Sample] = []
     if stage.data.ptx is not None:
-        rows = read_rows(unchanged(inputs["stage.data.ptx"]), "sft")
+        rows = read_rows(unchanged(inputs["stage.data.ptx"]), ("messages",))
         practised = list(dialogues(rows, tokenizer, stage.max_length, stage.data.truncate))
     return Material(prompts, kept_back, practised, roles.pad_id, _hash(prompts, practised, stage.seed))
 

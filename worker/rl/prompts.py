@@ -49,7 +49,7 @@ def load_prompts(
 
 def _prompts(place: Path, tokenizer: PreTrainedTokenizerBase, room: int, truncate: bool) -> list[PromptRow]:
     rows = []
-    for line, row in read_rows(place, "ppo"):
+    for line, row in read_rows(place, ("prompt",)):
         assert isinstance(row, Prompt)
         messages = as_messages(row.prompt)
         try:

@@ -205,7 +205,11 @@ def _learner(
     if engine.zero != deepspeed.zero:
         notes.append(f"The {name}'s {zero_raised(deepspeed.zero, engine.zero)}.")
     return Learner(
-        engine, Loaded(trained, tokenizer), optimizer, learning_rate_of("ppo", optimizer, lora), deepspeed.precision
+        engine,
+        Loaded(trained, tokenizer),
+        optimizer,
+        learning_rate_of(PpoStage.traits, optimizer, lora),
+        deepspeed.precision,
     )
 
 

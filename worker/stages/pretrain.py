@@ -7,10 +7,7 @@ tokens and cut where a row is full; two texts in a row do not see each other.
 from worker.context import Context
 from worker.contract.protocol import Output
 from worker.contract.stages import PretrainStage
-from worker.dataset import read_dataset
-from worker.distributed import check_accelerator
-from worker.losses import token_loss_sum
-from worker.models import load
+from worker.method import Method
 from worker.training import train
 
 
@@ -18,8 +15,10 @@ def run(context: Context) -> list[Output]:
     """Trains the spec's model on its texts. Gives the outputs on rank 0. Raises WorkerFailure."""
     stage = context.order.spec.stage
     assert isinstance(stage, PretrainStage)
-    check_accelerator(context.order.spec)
-    with context.channel.working():
-        loaded = load(context.order.spec, context.order.inputs, context.store, waiting=context.channel.going_on)
-        dataset = read_dataset(context.order, stage, loaded.tokenizer, split=True)
-    return train(context, loaded, dataset, token_loss_sum)
+    return train(context, Pretrain(stage))
+
+
+class Pretrain(Method[PretrainStage]):
+    """Texts, which are cut where a row is full."""
+
+    split = True

@@ -5,21 +5,23 @@ is read at its last token, the one that ends a turn (`worker/pairs.py`). The hea
 ln 2 at first. At the end the scores' mean over reference answers becomes 0 (`worker/normalise.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from worker.context import Context
+from worker.contract.order import Input
 from worker.contract.protocol import Output
 from worker.contract.stages import RewardStage
-from worker.dataset import read_dataset
-from worker.distributed import Ranks, check_accelerator
+from worker.distributed import Ranks
 from worker.engine import Engine
 from worker.heads import HEAD, transformer
-from worker.method import Method, Trained
-from worker.models import load
+from worker.method import Loop, Method
+from worker.models import Loaded
 from worker.normalise import Normalised, Seen, normalised, read, seen
+from worker.pairs import Comparison, PairBatch, collate_pairs, load_comparisons
 from worker.ranking import evaluate_ranking, ranking
 from worker.scores import check_padding
 from worker.state import undisturbed
@@ -33,19 +35,32 @@ def run(context: Context) -> list[Output]:
     """Trains the spec's reward model. Gives the outputs on rank 0. Raises WorkerFailure."""
     stage = context.order.spec.stage
     assert isinstance(stage, RewardStage)
-    check_accelerator(context.order.spec)
-    with context.channel.working():
-        loaded = load(context.order.spec, context.order.inputs, context.store, waiting=context.channel.going_on)
-        check_padding(loaded.tokenizer, stage.model if isinstance(stage.model, str) else "the model from scratch")
-        dataset = read_dataset(context.order, stage, loaded.tokenizer)
-    return train(context, loaded, dataset, ranking(stage.center), Ranking(stage))
+    return train(context, Ranking(stage))
 
 
-class Ranking(Method):
-    """What a reward model adds to the loop."""
+class Ranking(Method[RewardStage]):
+    """Comparisons, and how well scores rank them."""
 
     def __init__(self, stage: RewardStage):
-        self._stage = stage
+        super().__init__(stage)
+        self._objective = ranking(stage.center)
+
+    def check(self, loaded: Loaded) -> None:
+        """Padding must not be what ends an answer."""
+        check_padding(loaded.tokenizer, self.model_name)
+
+    def read(self, source: Input, tokenizer: PreTrainedTokenizerBase) -> Sequence[Comparison]:
+        """The comparisons of a file."""
+        limit, cut = self.stage.max_length, self.stage.data.truncate
+        return load_comparisons(source, tokenizer, max_length=limit, truncate=cut, name=self.model_name)
+
+    def collate(self, rows: Sequence[Sequence[Comparison]], *, pad_id: int) -> PairBatch:
+        """Every answer a row."""
+        return collate_pairs(rows, pad_id=pad_id)
+
+    def objective(self, model: nn.Module, batch: PairBatch) -> Tensor:
+        """[loss, correct, pairs]."""
+        return self._objective(model, batch)
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
         """`train/accuracy`."""
@@ -56,17 +71,17 @@ class Ranking(Method):
         self, engine: Engine, batches: list[Any], ranks: Ranks, between: Callable[[], None]
     ) -> dict[str, float]:
         """The loss, accuracy and calibration on held-out rows."""
-        return evaluate_ranking(engine, batches, ranks, between, self._stage.center)
+        return evaluate_ranking(engine, batches, ranks, between, self.stage.center)
 
-    def finish(self, trained: Trained, state: dict[str, Tensor] | None) -> None:
+    def finish(self, loop: Loop, state: dict[str, Tensor] | None) -> None:
         """Folds the mean score of the reference answers into the head, and tells of it in config.json and an event."""
-        batches, of = trained.feed.reference(REFERENCE_ROWS)
+        batches, of = loop.feed.reference(REFERENCE_ROWS)
         mine: list[Seen] = []
         with undisturbed():
             for batch in batches:
-                trained.between()
-                mine.append(seen(trained.engine.eval_micro(batch, read), batch))
-        every = trained.ranks.gather([one for one in mine if one.batch.answers])
+                loop.between()
+                mine.append(seen(loop.engine.eval_micro(batch, read), batch))
+        every = loop.ranks.gather([one for one in mine if one.batch.answers])
         if state is None:
             return
         names = [name for name in state if name.endswith((f"{HEAD}.weight", f"{HEAD}.modules_to_save.default.weight"))]
@@ -74,11 +89,11 @@ class Ranking(Method):
         try:
             state[name], done = normalised(state[name], every, of)
         except ValueError as error:
-            trained.context.channel.event("NotNormalised", f"scores keep their mean: {error}", level="warning")
+            loop.context.channel.event("NotNormalised", f"scores keep their mean: {error}", level="warning")
             return
-        _tell(trained, done)
+        _tell(loop, done)
 
 
-def _tell(trained: Trained, done: Normalised) -> None:
-    transformer(trained.loaded.model).config.reward_normalised = done.config()
-    trained.context.channel.event("RewardNormalised", done.sentence())
+def _tell(loop: Loop, done: Normalised) -> None:
+    transformer(loop.loaded.model).config.reward_normalised = done.config()
+    loop.context.channel.event("RewardNormalised", done.sentence())

@@ -4,13 +4,15 @@ The mean of -log p(token | what came before it) over all trained tokens of an up
 by `worker/data.py` from the chat template; packing keeps whole dialogues together, unseen by each other.
 """
 
+from typing import Any
+
+from torch import Tensor, nn
+
 from worker.context import Context
 from worker.contract.protocol import Output
 from worker.contract.stages import SftStage
-from worker.dataset import read_dataset
-from worker.distributed import check_accelerator
 from worker.losses import token_loss_sum
-from worker.models import load
+from worker.method import Method
 from worker.training import train
 
 
@@ -18,8 +20,12 @@ def run(context: Context) -> list[Output]:
     """Fine-tunes the spec's model on its dialogues. Gives the outputs on rank 0. Raises WorkerFailure."""
     stage = context.order.spec.stage
     assert isinstance(stage, SftStage)
-    check_accelerator(context.order.spec)
-    with context.channel.working():
-        loaded = load(context.order.spec, context.order.inputs, context.store, waiting=context.channel.going_on)
-        dataset = read_dataset(context.order, stage, loaded.tokenizer, split=False)
-    return train(context, loaded, dataset, token_loss_sum)
+    return train(context, Sft(stage))
+
+
+class Sft(Method[SftStage]):
+    """Dialogues, and the loss of a language model."""
+
+    def objective(self, model: nn.Module, batch: Any) -> Tensor:
+        """The loss alone, in nats."""
+        return token_loss_sum(model, batch)

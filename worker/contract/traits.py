@@ -1,0 +1,37 @@
+"""What the rest of the product must know of a stage beside its fields. A stage states it once, in its own class."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from worker.contract.rows import RowKind
+
+Head = Literal["words", "score"]
+"""What a model's last layer tells of a position: the odds of the next token, or one number."""
+
+Kind = Literal["model", "reward", "any_model", "adapter", "reward_or_adapter", "tokenizer", "rehearsal", "data"]
+"""What a reference must be: a `model` writes text, `reward` scores it, `any_model` is one of them, an `adapter` makes a
+model score; a `rehearsal` only looks like one."""
+
+Nature = Literal["writer", "scorer", "critic", "adapter", "scoring_adapter", "rehearsal"]
+"""What an output is: it writes text, scores answers, foresees the reward, is a part of a model, or is none at all."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """Of a stage that trains."""
+
+    rows: tuple[RowKind, ...]
+    """The kinds of rows that it trains on."""
+    lr: float
+    """The peak learning rate where a spec gives none and all weights are trained."""
+    lr_of_lora: float = 2e-4
+    """The same with adapters, which bear a higher rate than weights that were learnt at length."""
+    head: Head = "words"
+    begins_with: Kind = "model"
+    """What it can go on from."""
+    gives: Nature = "writer"
+    gives_adapter: Nature = "adapter"
+    sequences: int = 1
+    """Sequences that a row is taken to hold, where its memory is estimated."""
+    worded: bool = True
+    """Whether the loss is made of logits over the vocabulary."""
