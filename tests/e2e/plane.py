@@ -45,10 +45,10 @@ def story(client: Client, job: str) -> str:
 
 
 class ControlPlane:
-    """`python -m api --role all` on a data folder."""
+    """`python -m api --role all` on a data folder; `tree`: another one than this."""
 
-    def __init__(self, data: Path, **settings: str):
-        self.data = data
+    def __init__(self, data: Path, tree: Path | None = None, **settings: str):
+        self.data, self._tree = data, tree
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.client = Client(self.url)
@@ -61,7 +61,12 @@ class ControlPlane:
         command = [sys.executable, "-m", "api", "--role", "all", "--port", str(self.port), "--data", str(self.data)]
         with (self.data / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                command, env={**os.environ, **self._settings}, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=self._tree,
+                env={**os.environ, **self._settings},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         wait_until(self._ready, what=f"a ready control plane (its log: {self.data / 'server.log'})")
         return self
