@@ -11,6 +11,7 @@ from client.commands import (
     estimate,
     explain,
     files,
+    init,
     jobs,
     logs,
     manifest,
@@ -35,7 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train models by posting a spec. `rlhf serve` starts a control plane here; all else talks to one.",
 )
-for part in (serve, submit, estimate, manifest, watch, jobs, explain, confirm_dead, logs, metrics, samples):
+for part in (serve, init, submit, estimate, manifest, watch, jobs, explain, confirm_dead, logs, metrics, samples):
     app.add_typer(part.app)
 app.add_typer(files.app, name="files")
 app.add_typer(models.app, name="models")

@@ -10,6 +10,7 @@ import pytest
 from client.specfiles import parse, read
 from examples import dialogues, rlhf
 from scripts.describe_spec import page
+from scripts.describe_stages import page as stages
 from worker.contract.check import parse_spec
 from worker.contract.pipeline import parse_pipeline
 from worker.contract.references import references
@@ -84,6 +85,10 @@ def test_every_spec_in_the_docs_is_one(block: str) -> None:
 
 def test_the_page_of_the_spec_is_current() -> None:
     assert (ROOT / "docs/specs.md").read_text() == page(), "python -m scripts.describe_spec > docs/specs.md"
+
+
+def test_the_page_of_the_stages_is_current() -> None:
+    assert (ROOT / "docs/stages.md").read_text() == stages(), "python -m scripts.describe_stages > docs/stages.md"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)

@@ -1,6 +1,6 @@
 """Evaluation of a finished model, as a job of its own."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -28,6 +28,7 @@ class EvaluateStage(Strict):
     calibrated. `{prompt}`: the reward of sampled answers, and with `against` how often they win.
     """
 
+    begun: ClassVar[dict[str, Any]] = {"model": "models/sft", "data": "./rows.jsonl"}
     type: Literal["evaluate"]
     model: Reference
     against: Reference | None = Field(

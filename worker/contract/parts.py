@@ -25,7 +25,7 @@ class Optimizer(Strict):
 
     lr: Annotated[float, Field(gt=0, le=10)] | None = Field(
         default=None,
-        description="absent: with LoRA 2e-4 (ppo 1e-4); else pretrain 3e-4, sft 2e-5, reward 1e-5, ppo 1e-6",
+        description="the peak; absent: the stage's own, which docs/stages.md tells",
     )
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: Annotated[float, Field(ge=0)] = Field(

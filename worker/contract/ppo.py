@@ -115,6 +115,12 @@ class PpoStage(Strict):
     """Reinforcement learning from a reward. A step is one iteration: a rollout and its updates."""
 
     traits: ClassVar[Traits] = Traits(rows=("prompt",), lr=1e-6, lr_of_lora=1e-4)
+    begun: ClassVar[dict[str, Any]] = {
+        "actor": {"model": "models/sft"},
+        "critic": {"model": "models/reward"},
+        "reward": {"terms": [{"model": "models/reward"}]},
+        "data": "./rows.jsonl",
+    }
     type: Literal["ppo"]
     actor: Role
     critic: Role = Field(description="a reward model, or any model: its value head starts at zero")

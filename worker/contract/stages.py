@@ -25,7 +25,11 @@ class TrainStage(Strict):
     """What every training stage has."""
 
     traits: ClassVar[Traits]
-    model: Reference | Scratch
+    begun: ClassVar[dict[str, Any]] = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "data": "./rows.jsonl"}
+    """What a spec that a person begins with says of the fields that have no default."""
+    model: Reference | Scratch = Field(
+        description="a hub's name, a folder, a GGUF file, `models/NAME[@version]`, or a configuration from scratch"
+    )
     data: Annotated[Data, BeforeValidator(_data_from_reference)] = Field(
         description="a reference to the rows, or `{train, truncate}`"
     )
@@ -104,6 +108,7 @@ class RehearseStage(Strict):
     For trying out an installation, alerts and quotas in seconds; it needs no torch.
     """
 
+    begun: ClassVar[dict[str, Any]] = {}
     type: Literal["rehearse"]
     model: Reference | None = Field(default=None, description="what another rehearsal handed over, to go on from")
     output: bool = Field(default=False, description="hand over a model, of a single number, as other stages do")
