@@ -20,6 +20,7 @@ from worker.contract.sharding import BUCKET, effective_zero
 from worker.contract.spec import JobSpec
 from worker.contract.stages import TrainStage
 from worker.gradients import discard
+from worker.optimizers import SCALE, optimizer_of
 from worker.workplace import APART
 
 Compute = Callable[[nn.Module, Any], Tensor]
@@ -103,15 +104,8 @@ class Engine:
         self._clip = settings.clip
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
-        optimizer = torch.optim.AdamW(
-            self._trained,
-            # 0 until the first update, which brings its own: some of DeepSpeed's wrappers take a step to warm up.
-            lr=0.0,
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self._moments = settings.moments
+        optimizer = optimizer_of(model, settings)
         self._engine, *_ = deepspeed.initialize(
             model=Objective(model, objective),
             optimizer=optimizer,
@@ -171,7 +165,7 @@ class Engine:
                 self.discard_gradients()
                 return norm
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group[SCALE]
         self._engine.step()
         if norm is None:
             norm = float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else math.inf
@@ -188,7 +182,7 @@ class Engine:
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         if self.zero == 3:  # its parameters are set only during a step
             parameters = list(self._engine.optimizer.fp32_partitioned_groups_flat)
-        return [(p.device, 2 * p.numel() * 4) for p in parameters]
+        return [(p.device, self._moments * p.numel() * 4) for p in parameters]
 
     def trained_parts(self) -> list[Tensor]:
         """What this rank holds of the weights that are trained: all of them, or under ZeRO-3 its shards."""

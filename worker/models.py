@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from worker.gguf import converted, gguf_in
 from worker.heads import HEAD, with_scalar_head
 from worker.isolation import check_isolation
 from worker.lora import with_adapters
+from worker.optimizers import check_pattern
 from worker.paths import local_path
 from worker.scratch import from_scratch
 from worker.tokenizers import bytes_tokenizer
@@ -83,8 +85,21 @@ def load(spec: JobSpec, inputs: dict[str, Input], store: Path, *, waiting: Calla
             raise BadSpec(f"stage.gradient_checkpointing: {name} ({model.config.model_type}) does not support it")
         model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
+    _freeze(model, stage.freeze)
     trained = model if stage.lora is None else with_adapters(model, stage.lora, stage.seed, head=scalar)
     return Loaded(trained, tokenizer, notes)
+
+
+def _freeze(model: PreTrainedModel, patterns: list[str]) -> None:
+    """Takes weights out of training by their names. Raises BadSpec for a pattern that matches none, or all."""
+    names = [name for name, _ in model.named_parameters()]
+    for number, pattern in enumerate(patterns):
+        check_pattern(pattern, names, f"stage.freeze.{number}")
+    for name, parameter in model.named_parameters():
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise BadSpec("stage.freeze: matches all weights, and leaves nothing to train")
 
 
 def pretrained(

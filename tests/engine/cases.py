@@ -37,22 +37,16 @@ def _engine(job: Job, rank: int, world: int) -> tuple[Any, Any, Any, Any]:
 
 
 def plain_losses(rank: int, world: int, job: Job) -> list[tuple[float, float]]:
-    """(loss, gradient norm) of every step by torch alone: one batch an update, the mean over its tokens, AdamW."""
+    """(loss, gradient norm) of every step by torch alone: one batch an update, the mean over its tokens."""
     import torch
 
+    from tests.engine.by_hand import optimizer_by_hand
     from worker.schedule import learning_rate
     from worker.state import Position
 
     spec, loaded, feed = _feed(job, 0, 1)
     model, settings = loaded.model, spec.stage.optimizer
-    adamw = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-        foreach=False,
-        fused=False,
-    )
+    optimizer = optimizer_by_hand(model, settings)
     found, position, steps = [], Position(), feed.steps()
     for step in range(1, steps + 1):
         nats, trained = torch.zeros(()), 0
@@ -62,12 +56,12 @@ def plain_losses(rank: int, world: int, job: Job) -> list[tuple[float, float]]:
             nats = nats + torch.nn.functional.cross_entropy(flat, labels, ignore_index=-100, reduction="sum")
             trained += int((labels != -100).sum())
         loss = nats / trained
-        adamw.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip or math.inf)
-        for group in adamw.param_groups:
-            group["lr"] = learning_rate(step, peak=spec.lr, steps=steps, optimizer=settings)
-        adamw.step()
+        for group in optimizer.param_groups:
+            group["lr"] = group["times"] * learning_rate(step, peak=spec.lr, steps=steps, optimizer=settings)
+        optimizer.step()
         found.append((loss.item(), norm.item()))
         position = feed.after(position)
     return found

@@ -32,6 +32,20 @@ def test_cosine_is_at_half_the_peak_halfway() -> None:
     assert found == pytest.approx([1.0, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4])
 
 
+def test_inverse_sqrt_falls_with_the_root_of_the_steps_since_its_warmup_began() -> None:
+    assert rates(17, schedule="inverse_sqrt", warmup=4.0)[3::4] == pytest.approx(
+        [1.0, math.sqrt(4 / 7), math.sqrt(4 / 11), math.sqrt(4 / 15)]
+    )
+
+
+def test_wsd_stays_at_the_peak_and_falls_by_equal_parts_in_its_last_share() -> None:
+    assert rates(10, schedule="wsd", warmup=2.0, decay=0.4) == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+
+
+def test_a_floor_is_what_it_falls_to() -> None:
+    assert rates(4, schedule="linear", warmup=0.0, floor=0.2) == pytest.approx([1.0, 0.8, 0.6, 0.4])
+
+
 @pytest.mark.parametrize(
     ("warmup", "steps", "count"),
     [(0.0, 10, 0), (0.03, 100, 3), (0.07, 100, 7), (0.5, 3, 2), (5.0, 100, 5), (1.0, 9, 1)],

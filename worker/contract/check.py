@@ -15,6 +15,7 @@ from worker.contract.mixes import (
     offload_without_zero,
     scaled_before_it_is_scattered,
     warmup_past_the_end,
+    whole_matrices,
 )
 from worker.contract.parts import Scratch
 from worker.contract.ppo import PpoStage
@@ -164,6 +165,9 @@ def _train(stage: TrainStage, spec: JobSpec) -> list[Problem]:
         found += mixes_of_scratch(stage.model, stage.max_length)
         if stage.lora is not None:
             wrong("stage.lora", "a model from scratch has no weights worth freezing; leave `lora` out")
+    if stage.freeze and stage.lora is not None:
+        wrong("stage.freeze", "with `lora` all weights stay as they are but the adapters; leave one of the two out")
+    found += whole_matrices(stage.optimizer, spec.deepspeed, "stage.optimizer")
     return found + warmup_past_the_end(stage.optimizer, stage.steps, "stage.optimizer") + stage.mixes()
 
 

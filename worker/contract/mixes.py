@@ -35,6 +35,14 @@ def warmup_past_the_end(optimizer: Optimizer, steps: int | None, path: str) -> l
     return [Problem(f"{path}.warmup", "from 1 on it is a count of steps: a whole number, at most `steps`")]
 
 
+def whole_matrices(optimizer: Optimizer, deepspeed: DeepSpeed, path: str) -> list[Problem]:
+    """ZeRO makes one long row of all weights, in which Adafactor's rows and columns are gone."""
+    if optimizer.name != "adafactor" or effective_zero(deepspeed) == 0:
+        return []
+    said = "adafactor needs whole matrices: deepspeed.zero 0 and precision fp32; write them, or another optimizer"
+    return [Problem(f"{path}.name", said)]
+
+
 def mixes_of_ppo(stage: PpoStage, spec: JobSpec) -> list[Problem]:
     """What is wrong between the fields of a PPO."""
     found = _rows(stage, spec) + _rewards(stage.reward)
@@ -45,6 +53,9 @@ def mixes_of_ppo(stage: PpoStage, spec: JobSpec) -> list[Problem]:
         if optimizer is not None:
             found += warmup_past_the_end(optimizer, stage.steps, f"stage.{name}.optimizer")
     found += warmup_past_the_end(stage.optimizer, stage.steps, "stage.optimizer")
+    for name, role in (("actor", stage.actor), ("critic", stage.critic)):
+        path = f"stage.{name}.optimizer" if role.optimizer is not None else "stage.optimizer"
+        found += whole_matrices(role.optimizer or stage.optimizer, role.deepspeed or spec.deepspeed, path)
     found += unfit_answers(stage.rollout, stage.max_length)
     if (stage.ppo.ptx > 0) != (stage.data.ptx is not None):
         said = "give both `data.ptx` (rows of dialogues) and `ppo.ptx` (their weight), or neither"

@@ -20,22 +20,56 @@ class Scratch(Strict):
     )
 
 
-class Optimizer(Strict):
-    """AdamW and its schedule."""
+Pattern = Annotated[str, Field(min_length=1, max_length=256)]
+"""A name of weights with `*`, `?` and `[...]`, as in a shell."""
 
+
+class Group(Strict):
+    """Weights that are updated otherwise than the rest. Of two groups that both match, the later one counts."""
+
+    match: Annotated[list[Pattern], Field(min_length=1)] = Field(
+        description="names of weights, such as `*.bias` or `model.embed_tokens.*`"
+    )
+    lr: Annotated[float, Field(ge=0, le=1000)] = Field(default=1.0, description="times the learning rate")
+    weight_decay: Annotated[float, Field(ge=0, le=1)] | None = Field(default=None, description="absent: as the rest")
+
+
+class Optimizer(Strict):
+    """What makes updates of gradients, and its schedule."""
+
+    name: Literal["adamw", "lion", "adafactor"] = Field(
+        default="adamw",
+        description="`adamw` (Loshchilov and Hutter, 2019); `lion` (Chen et al., 2023): half its memory, and a rate "
+        "3 to 10 times lower; `adafactor` (Shazeer and Stern, 2018): next to none, on whole matrices, so without ZeRO",
+    )
     lr: Annotated[float, Field(gt=0, le=10)] | None = Field(
         default=None,
-        description="the peak; absent: the stage's own, which docs/stages.md tells",
+        description="the peak; absent: the stage's own, which docs/stages.md tells, and with lion a fifth of it",
     )
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt", "wsd"] = Field(
+        default="cosine",
+        description="how it goes on after the warm-up; `wsd`: stays, and falls by equal parts in the last `decay`",
+    )
     warmup: Annotated[float, Field(ge=0)] = Field(
         default=0.03, description="below 1: a share of the steps; from 1 on: a count of steps"
     )
+    decay: Annotated[float, Field(gt=0, le=1)] = Field(default=0.2, description="of `wsd`: a share of the steps")
+    floor: Annotated[float, Field(ge=0, le=1)] = Field(default=0.0, description="the share of the peak it falls to")
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.999, description="lion's authors write 0.99")
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
     clip: Annotated[float, Field(ge=0)] = Field(default=1.0, description="largest gradient norm; 0: no clipping")
+    groups: list[Group] = Field(default=[], description="weights with a rate or a decay of their own")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0,
+        description="each layer's rate is this times that of the layer above it; what reads the last one has the whole",
+    )
+
+    @property
+    def moments(self) -> int:
+        """Numbers that it keeps of each weight, as far as they grow with it."""
+        return {"adamw": 2, "lion": 1, "adafactor": 0}[self.name]
 
 
 class Lora(Strict):

@@ -7,7 +7,7 @@ from worker.contract import sharding
 from worker.contract.activations import Computed, adapter_parameters
 from worker.contract.architectures import Architecture
 from worker.contract.evaluation import EvaluateStage
-from worker.contract.parts import DeepSpeed, Lora
+from worker.contract.parts import DeepSpeed, Lora, Optimizer
 from worker.contract.ppo import PpoStage
 from worker.contract.rewards import ModelTerm, Reward
 from worker.contract.sharding import Held
@@ -54,13 +54,13 @@ def members(spec: JobSpec, models: Models) -> list[Member]:
         *,
         head: Head = "words",
         lora: Lora | None = None,
-        train: bool = False,
+        train: Optimizer | None = None,
         checkpointing: bool = False,
         on_base: bool = False,
     ) -> Member:
         """`on_base`: the weights that adapters are added to are another role's."""
         setting, model = deepspeed or spec.deepspeed, models.whole[path]
-        computed = Computed(sharding.WIDTHS[setting.precision], lora, not train, on_host)
+        computed = Computed(sharding.WIDTHS[setting.precision], lora, train is None, on_host)
         base = model.parameters(head)
         # The head that scores is trained in full beside adapters.
         adapters = adapter_parameters(model, lora) + (model.hidden if head == "score" else 0) if lora else 0
@@ -78,6 +78,7 @@ def members(spec: JobSpec, models: Models) -> list[Member]:
                 accumulation=spec.accumulation,
                 largest=_largest(model, lora),
                 small=small,
+                moments=train.moments,
             )
         else:
             held = sharding.asked(setting, numbers=own, ranks=spec.ranks, small=small)
@@ -100,11 +101,13 @@ def members(spec: JobSpec, models: Models) -> list[Member]:
             found = [
                 make(
                     "actor", "stage.actor.model", stage.actor.deepspeed,
-                    lora=stage.actor.lora, train=True, checkpointing=stage.actor.gradient_checkpointing,
+                    lora=stage.actor.lora, train=stage.actor.optimizer or stage.optimizer,
+                    checkpointing=stage.actor.gradient_checkpointing,
                 ),
                 make(
                     "critic", "stage.critic.model", stage.critic.deepspeed, head="score",
-                    lora=stage.critic.lora, train=True, checkpointing=stage.critic.gradient_checkpointing,
+                    lora=stage.critic.lora, train=stage.critic.optimizer or stage.optimizer,
+                    checkpointing=stage.critic.gradient_checkpointing,
                     on_base=stage.share_base,
                 ),
             ]  # fmt: skip
@@ -121,7 +124,8 @@ def members(spec: JobSpec, models: Models) -> list[Member]:
             return found + of_terms(stage.reward)
         case TrainStage():
             head, checkpointing = stage.traits.head, stage.gradient_checkpointing
-            return [make("model", "stage.model", head=head, lora=stage.lora, train=True, checkpointing=checkpointing)]
+            train, lora = stage.optimizer, stage.lora
+            return [make("model", "stage.model", head=head, lora=lora, train=train, checkpointing=checkpointing)]
     return []
 
 

@@ -1,6 +1,6 @@
 """What an engine holds of weights, gradients and optimizer on each rank: as DeepSpeed 0.19 does it, not as papers do.
 
-T: trained numbers, F: frozen ones, R: ranks, w: bytes of a weight. AdamW has two moments in fp32 everywhere.
+T: trained numbers, F: frozen ones, R: ranks, w: bytes of a weight. Told is AdamW, with two moments in fp32 everywhere.
 
 | runs | weights | optimizer | gradients | while they are reduced |
 |---|---|---|---|---|
@@ -60,9 +60,17 @@ def effective_zero(deepspeed: DeepSpeed) -> int:
 
 
 def trained(
-    deepspeed: DeepSpeed, *, trained: int, frozen: int, ranks: int, accumulation: int, largest: int, small: int
+    deepspeed: DeepSpeed,
+    *,
+    trained: int,
+    frozen: int,
+    ranks: int,
+    accumulation: int,
+    largest: int,
+    small: int,
+    moments: int = 2,
 ) -> Held:
-    """What an engine with an optimizer holds.
+    """What an engine with an optimizer holds, which keeps so many `moments` of each weight.
 
     `largest`: numbers in the largest trained weight; `small`: numbers in all weights that ZeRO-3 leaves whole.
     """
@@ -70,20 +78,20 @@ def trained(
     told = deepspeed.config.zero_optimization
     size = told.reduce_bucket_size or BUCKET
     weights, share, offload = width * (trained + frozen), -(-trained // ranks), deepspeed.offload == "cpu"
-    again = accumulation > 1
+    again, kept = accumulation > 1, 4 * moments
     untouched = max(0, size - trained)
     if zero == 0:
         standing, new = (4 * trained, 4 * largest) if again else (0, 4 * trained)
-        return Held(weights, 8 * trained, standing, 0, new, left=4 * trained)
+        return Held(weights, kept * trained, standing, 0, new, left=4 * trained)
     if zero == 1 and width == 2 and not offload:
         standing, new = (6 * trained, 2 * largest) if again else (4 * trained, 2 * trained)
-        return Held(weights, 12 * share, standing, 4 * trained, new, left=6 * trained)
+        return Held(weights, (4 + kept) * share, standing, 4 * trained, new, left=6 * trained)
     if zero == 3:
         live = min(told.stage3_max_live_parameters or _LIVE, trained + frozen - small)
         shards = width * -(-(trained + frozen) // ranks) + width * small
         held = Held(
             shards,
-            12 * share,
+            (4 + kept) * share,
             4 * share,
             4 * share,
             width * largest,
@@ -95,11 +103,11 @@ def trained(
         )
     elif zero == 2:
         standing, new = (4 * share, width * largest) if again else (0, 4 * share)
-        held = Held(weights, 12 * share, standing, 0, new, 4 * share, width * size, width * untouched)
+        held = Held(weights, (4 + kept) * share, standing, 0, new, 4 * share, width * size, width * untouched)
     else:
         held = Held(
             weights,
-            12 * share,
+            (4 + kept) * share,
             4 * trained,
             4 * trained,
             width * largest,

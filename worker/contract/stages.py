@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from worker.contract.parts import Lora, Optimizer, Scratch
+from worker.contract.parts import Lora, Optimizer, Pattern, Scratch
 from worker.contract.problem import Problem
 from worker.contract.traits import Traits
 from worker.contract.values import PositiveInt, Reference, Strict
@@ -47,6 +47,9 @@ class TrainStage(Strict):
     packing: bool = Field(default=False, description="several samples in one row, blind to each other")
     optimizer: Optimizer = Optimizer()
     lora: Lora | None = None
+    freeze: list[Pattern] = Field(
+        default=[], description="weights that stay as they are, by names such as `model.embed_tokens.*`"
+    )
     gradient_checkpointing: bool = Field(
         default=False, description="less memory for activations, about a third slower, the same result"
     )
