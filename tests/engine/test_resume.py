@@ -58,6 +58,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bf16, ZeRO 3": {"deepspeed": {"precision": "bf16", "zero": 3}},
     "dropout": {"stage__model": {"config": jobs.LLAMA | {"attention_dropout": 0.2}}},
     "checkpointing": {"stage__gradient_checkpointing": True},
+    "lion with groups, ZeRO 2": {
+        "stage__optimizer": {
+            "name": "lion",
+            "lr": 0.002,
+            "groups": [{"match": ["*norm*"], "lr": 0.5}],
+            "layer_decay": 0.8,
+        },
+        "deepspeed__zero": 2,
+    },
 }
 
 
