@@ -57,7 +57,7 @@ def test_a_pattern_that_means_nothing_is_refused_with_names_that_there_are(
     one: Pool, tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
     ended = one.run(jobs.attempt, jobs.Job(tmp_path, jobs.spec(**changes), jobs.dialogues(4)), 1)[0]
-    assert ended.outcome == "BadSpec"
+    assert ended.outcome == "InvalidSpec"
     assert said in ended.message
 
 
