@@ -69,6 +69,12 @@ class Method(Generic[Stage]):
 
     # An update
 
+    def open(self, loop: Loop) -> None:
+        """At each attempt, before anything else of the loop: takes what it needs beside the model. All ranks call it.
+
+        Raises WorkerFailure.
+        """
+
     def begin(self, loop: Loop) -> None:
         """Before the very first step, with the weights as they are then. All ranks call it.
 
@@ -82,8 +88,16 @@ class Method(Generic[Stage]):
     def load_state(self, state: dict[str, Any]) -> None:
         """Goes on from what `state` gave."""
 
-    def before_update(self, loop: Loop, update: Update) -> None:
-        """With all of an update's micro-batches of this rank, before the first is trained. All ranks call it."""
+    def before_update(self, loop: Loop, update: Update, step: int) -> Update:
+        """What is learnt from in update `step` (from 1): the rows' own micro-batches of this rank, or others.
+
+        All ranks call it. After a resume it is called again for a step that was not done.
+        """
+        return update
+
+    def ready(self, batch: Any) -> Any:
+        """A micro-batch with what the objective needs beside the model; called just before it. All ranks call it."""
+        return batch
 
     def objective(self, model: nn.Module, batch: Any) -> Tensor:
         """The sums over a micro-batch, [k] or a scalar, the loss first: a sum over what its items count as targets."""

@@ -84,6 +84,7 @@ class Training:
         self.saved_step = self.progress.step
         self.random_states = random_states()
         self.curves = self._open_curves(earlier)
+        method.open(self._loop)
 
     def run(self) -> list[Output]:
         """Goes on from where `progress` is, to the end."""
@@ -96,7 +97,7 @@ class Training:
             with explained(self.spec, "what precedes the first step"):
                 self.method.begin(self._loop)
         if self.progress.step < self.steps:
-            preflight(self.engine, self.feed.longest(self.progress.position), self.spec)
+            preflight(self.engine, self.method.ready(self.feed.longest(self.progress.position)), self.spec)
         self._evaluate_if_due()
         while self.progress.step < self.steps:
             self._update()
@@ -127,16 +128,16 @@ class Training:
         watch = Stopwatch(self.engine.settle)
         with watch("data"):
             update = self.feed.at(self.progress.position)
-        # DeepSpeed averages over ranks, so the world's size makes a sum of it again: the loss is the mean over all
-        # trained tokens (or rows) of the update, however they are spread over ranks and micro-batches.
-        weight = self.ranks.world / max(1, update.trained)
         found = []
         with explained(self.spec, f"step {step}"):
-            self.method.before_update(self._loop, update)
+            update = self.method.before_update(self._loop, update, step)
+            # DeepSpeed averages over ranks, so the world's size makes a sum of it again: the loss is the mean over all
+            # trained tokens (or rows) of the update, however they are spread over ranks and micro-batches.
+            weight = self.ranks.world / max(1, update.trained)
             for number, batch in enumerate(update.micro_batches, start=1):
                 self._between()
                 last = number == len(update.micro_batches)
-                found.append(self.engine.train_micro(batch, weight=weight, last=last, timer=watch))
+                found.append(self.engine.train_micro(self.method.ready(batch), weight=weight, last=last, timer=watch))
             sums = self.ranks.sum(torch.stack(found).double().sum(dim=0).tolist())
             loss = sums[0] / max(1, update.trained)
             # Checked before the step, so that not even this process has weights that are no numbers.

@@ -144,7 +144,8 @@ def moments(spec: JobSpec, roles: list[Member]) -> list[Moment]:
             # The last position predicts nothing.
             labelled = rows * (stage.max_length - 1) if stage.traits.worded else 0
             batch = Rows(rows, stage.max_length, labelled, stage.packing)
-            return [all_.update("update", roles[0], batch), all_.hand_over(roles[0])]
+            asked = [all_.asked(f"ask the {role.name}", role, batch) for role in roles[1:]]
+            return [*asked, all_.update("update", roles[0], batch), all_.hand_over(roles[0])]
     return []
 
 

@@ -1,5 +1,6 @@
 """What a spec refers to, and what each reference must be."""
 
+from operator import attrgetter
 from typing import NamedTuple
 
 from worker.contract.evaluation import EvaluateStage
@@ -53,11 +54,18 @@ def references(spec: JobSpec) -> list[Wanted]:
                 found.append(Wanted("stage.model", stage.model, stage.traits.begins_with))
             elif stage.model.tokenizer != "bytes":
                 found.append(Wanted("stage.model.tokenizer", stage.model.tokenizer, "tokenizer"))
+            found += [Wanted(f"stage.{field}", other, "model") for field, other in others(stage).items()]
             held_out = stage.traits.rows
             found.append(Wanted("stage.data.train", stage.data.train, "data", held_out))
     if spec.evaluate is not None and spec.evaluate.data is not None:
         found.append(Wanted("evaluate.data", spec.evaluate.data, "data", held_out))
     return found
+
+
+def others(stage: TrainStage) -> dict[str, str]:
+    """The references of the other models that a stage asks, by their fields; without those that are not given."""
+    found = {field: attrgetter(field)(stage) for field in stage.traits.models}
+    return {field: reference for field, reference in found.items() if reference is not None}
 
 
 def _of_terms(reward: Reward, *, adapters: bool = False) -> list[Wanted]:

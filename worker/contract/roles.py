@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from worker.contract import sharding
 from worker.contract.activations import Computed, adapter_parameters
@@ -9,6 +10,7 @@ from worker.contract.architectures import Architecture
 from worker.contract.evaluation import EvaluateStage
 from worker.contract.parts import DeepSpeed, Lora, Optimizer
 from worker.contract.ppo import PpoStage
+from worker.contract.references import others
 from worker.contract.rewards import ModelTerm, Reward
 from worker.contract.sharding import Held
 from worker.contract.spec import JobSpec
@@ -125,7 +127,11 @@ def members(spec: JobSpec, models: Models) -> list[Member]:
         case TrainStage():
             head, checkpointing = stage.traits.head, stage.gradient_checkpointing
             train, lora = stage.optimizer, stage.lora
-            return [make("model", "stage.model", head=head, lora=lora, train=train, checkpointing=checkpointing)]
+            found = [make("model", "stage.model", head=head, lora=lora, train=train, checkpointing=checkpointing)]
+            for name in others(stage):
+                role = attrgetter(name.rpartition(".")[0])(stage) if "." in name else stage
+                found.append(make(name.partition(".")[0], f"stage.{name}", getattr(role, "deepspeed", None)))
+            return found
     return []
 
 

@@ -33,5 +33,8 @@ class Traits:
     gives_adapter: Nature = "adapter"
     sequences: int = 1
     """Sequences that a row is taken to hold, where its memory is estimated."""
+    models: tuple[str, ...] = ()
+    """Other language models that it asks, by their fields, such as `teacher.model`. They are frozen; beside the
+    reference there may be a `deepspeed`."""
     worded: bool = True
     """Whether the loss is made of logits over the vocabulary."""
