@@ -16,6 +16,9 @@ from worker.context import Context
 from worker.contract.check import parse_spec
 from worker.contract.manifest import tree_hash
 from worker.contract.order import Input, Order
+from worker.contract.references import others
+from worker.contract.spec import JobSpec
+from worker.contract.stages import TrainStage
 from worker.errors import WorkerFailure
 
 LLAMA = {
@@ -132,15 +135,16 @@ class Job:
     def order(self, attempt: int) -> Order:
         """What attempt `attempt` is given."""
         inputs = {"stage.data.train": write_rows(self.store / "files" / "train.jsonl", self.rows)}
-        if isinstance(model := self.spec["stage"]["model"], str):
-            digest = tree_hash(Path(model))
-            inputs["stage.model"] = Input(reference=model, kind="path", location=model, sha256=digest)
+        spec = parse_spec(self.spec)
+        for path, model in {"stage.model": self.spec["stage"]["model"], **_others(spec)}.items():
+            if isinstance(model, str):
+                inputs[path] = Input(reference=model, kind="path", location=model, sha256=tree_hash(Path(model)))
         if self.held_out:
             inputs["evaluate.data"] = write_rows(self.store / "files" / "eval.jsonl", self.held_out)
         return Order(
             job=self.name,
             attempt=attempt,
-            spec=parse_spec(self.spec),
+            spec=spec,
             inputs=inputs,
             store=f"file://{self.store}",
             control_url_file="",
@@ -148,6 +152,12 @@ class Job:
             termination_file="",
             log_folder="",
         )
+
+
+def _others(spec: JobSpec) -> dict[str, str]:
+    """The other models that a stage asks, by their paths."""
+    found = others(spec.stage) if isinstance(spec.stage, TrainStage) else {}
+    return {f"stage.{field}": reference for field, reference in found.items()}
 
 
 class Killed(BaseException):

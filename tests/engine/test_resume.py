@@ -1,8 +1,8 @@
 """A job stopped or killed at any micro-step goes on as if nothing had been: losses equal to the last digit."""
 
 import json
-import shutil
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
