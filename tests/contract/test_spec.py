@@ -129,7 +129,7 @@ def test_a_field_that_is_wrong_does_not_hide_a_mix_that_is_wrong() -> None:
         (sft(model=3), "stage.model", "must be a string or an object"),
         (sft(data=3), "stage.data", "must be an object"),
         (sft(model=" x"), "stage.model", "blanks"),
-        ({"stage": {"type": "ppo2"}}, "stage.type", "pretrain, sft, reward, ppo, evaluate, rehearse"),
+        ({"stage": {"type": "ppo2"}}, "stage.type", "one of pretrain, sft, reward, "),
         ({}, "stage", "is required"),
         ({**WHOLE, "name": "Über"}, "name", "lower-case"),
         ({**WHOLE, "resources": {"memory": "lots"}}, "resources.memory", "16Gi"),
