@@ -19,6 +19,7 @@ from worker.contract.parts import DeepSpeed, Optimizer
 from worker.contract.sharding import BUCKET, effective_zero
 from worker.contract.spec import JobSpec
 from worker.contract.stages import TrainStage
+from worker.distributed import own_device
 from worker.gradients import discard
 from worker.optimizers import SCALE, optimizer_of
 from worker.workplace import APART
@@ -105,7 +106,8 @@ class Engine:
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
         self._moments = settings.moments
-        optimizer = optimizer_of(model, settings)
+        on_host = setting.deepspeed.offload == "cpu" or own_device().type == "cpu"
+        optimizer = optimizer_of(model, settings, on_host=on_host)
         self._engine, *_ = deepspeed.initialize(
             model=Objective(model, objective),
             optimizer=optimizer,

@@ -18,26 +18,6 @@ from worker.packing import IGNORED, MicroBatch
 _CHUNK = 2**24
 
 
-def token_loss_sum(model: nn.Module, batch: MicroBatch) -> Tensor:
-    """The summed negative log-likelihood, in nats, of a micro-batch's trained tokens: a scalar in fp32.
-
-    `model` may be the bare model, wrapped by peft, or a DeepSpeed engine. Logits are made for the labelled positions
-    alone, by the model itself, so whatever it does to them (soft caps, scales) is in the loss.
-    """
-    nats: Tensor = _NegativeLogLikelihood.apply(labelled_logits(model, batch), batch.labels[batch.labels != IGNORED])
-    return nats
-
-
-def text_sums(model: nn.Module, batch: MicroBatch) -> Tensor:
-    """[nats, tokens whose most probable prediction is right, tokens] of a micro-batch's labelled positions, in fp32."""
-    labels = batch.labels[batch.labels != IGNORED]
-    sums = torch.zeros(3, device=labels.device)
-    for part, label in chunks(labelled_logits(model, batch), labels):
-        nats = nn.functional.cross_entropy(part.float(), label, reduction="sum")
-        sums += torch.stack([nats, (part.argmax(dim=-1) == label).sum(), label.new_tensor(len(label))])
-    return sums
-
-
 class Labelled(Protocol):
     """What a language model reads, and which of its logits are wanted."""
 
@@ -56,6 +36,36 @@ class Labelled(Protocol):
     @property
     def attention_mask(self) -> Tensor | None:
         """[rows, time], or None."""
+
+
+def token_loss_sum(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """The summed negative log-likelihood, in nats, of a micro-batch's trained tokens: a scalar in fp32.
+
+    `model` may be the bare model, wrapped by peft, or a DeepSpeed engine. Logits are made for the labelled positions
+    alone, by the model itself, so whatever it does to them (soft caps, scales) is in the loss.
+    """
+    return likelihood_sum(labelled_logits(model, batch), batch)
+
+
+def likelihood_sum(logits: Tensor, batch: Labelled) -> Tensor:
+    """The summed negative log-likelihood of a micro-batch's labels by its `labelled_logits`: a scalar in fp32."""
+    nats: Tensor = _NegativeLogLikelihood.apply(logits, batch.labels[batch.labels != IGNORED])
+    return nats
+
+
+def text_sums(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """[nats, tokens whose most probable prediction is right, tokens] of a micro-batch's labelled positions, in fp32."""
+    return text_sums_of(labelled_logits(model, batch), batch)
+
+
+def text_sums_of(logits: Tensor, batch: Labelled) -> Tensor:
+    """The same by a micro-batch's `labelled_logits`."""
+    labels = batch.labels[batch.labels != IGNORED]
+    sums = torch.zeros(3, device=labels.device)
+    for part, label in chunks(logits, labels):
+        nats = nn.functional.cross_entropy(part.float(), label, reduction="sum")
+        sums += torch.stack([nats, (part.argmax(dim=-1) == label).sum(), label.new_tensor(len(label))])
+    return sums
 
 
 def labelled_logits(model: nn.Module, batch: Labelled) -> Tensor:

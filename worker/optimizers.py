@@ -20,8 +20,10 @@ _BLOCK = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
 _WRAPPED = "base_model.model."
 
 
-def optimizer_of(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+def optimizer_of(model: nn.Module, settings: Optimizer, *, on_host: bool) -> torch.optim.Optimizer:
     """The optimizer of a model's trained weights; its rate is 0 until the first update brings its own.
+
+    `on_host`: where it will be computed, for the weights may not be there yet.
 
     Raises BadSpec for a group that no trained weight belongs to.
     """
@@ -34,11 +36,10 @@ def optimizer_of(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer
             # The schedule is ours, and so is the clipping.
             return torch.optim.Adafactor(groups, lr=0.0, d=1.0)
         case "lion":
-            on_device = groups[0]["params"][0].device.type == "cuda"
-            if on_device:
-                from deepspeed.ops.lion import FusedLion as Lion
-            else:
+            if on_host:
                 from deepspeed.ops.lion import DeepSpeedCPULion as Lion
+            else:
+                from deepspeed.ops.lion import FusedLion as Lion
             made: torch.optim.Optimizer = Lion(groups, lr=0.0, betas=betas)
             return made
 

@@ -97,7 +97,9 @@ class Training:
             with explained(self.spec, "what precedes the first step"):
                 self.method.begin(self._loop)
         if self.progress.step < self.steps:
-            preflight(self.engine, self.method.ready(self.feed.longest(self.progress.position)), self.spec)
+            with explained(self.spec, "asking other models"):
+                longest = self.method.ready(self.feed.longest(self.progress.position))
+            preflight(self.engine, longest, self.spec)
         self._evaluate_if_due()
         while self.progress.step < self.steps:
             self._update()

@@ -58,6 +58,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bf16, ZeRO 3": {"deepspeed": {"precision": "bf16", "zero": 3}},
     "dropout": {"stage__model": {"config": jobs.LLAMA | {"attention_dropout": 0.2}}},
     "checkpointing": {"stage__gradient_checkpointing": True},
+    "frozen, ZeRO 3": {"stage__freeze": ["*embed_tokens*", "model.layers.0.*"], "deepspeed__zero": 3},
     "lion with groups, ZeRO 2": {
         "stage__optimizer": {
             "name": "lion",

@@ -25,7 +25,7 @@ from worker.engine import Engine
 from worker.errors import BadSpec
 from worker.evaluation import of_sums
 from worker.feed import Update
-from worker.losses import labelled_logits, text_sums, token_loss_sum
+from worker.losses import labelled_logits, likelihood_sum, text_sums_of
 from worker.memory import explained
 from worker.method import Loop, Method
 from worker.models import DTYPES, check_length, pretrained
@@ -107,7 +107,7 @@ class Distill(Method[DistillStage]):
         apart = divergence_sum(logits, batch.teacher, stage.divergence, beta=stage.beta, temperature=stage.temperature)
         loss = apart
         if stage.text and not self._own:
-            loss = loss + stage.text * token_loss_sum(model, plain)
+            loss = loss + stage.text * likelihood_sum(logits, plain)
         return torch.stack([loss, apart.detach(), apart.new_tensor(float(plain.trained))])
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
@@ -130,11 +130,9 @@ class Distill(Method[DistillStage]):
 
     def _measured(self, model: nn.Module, batch: Taught) -> Tensor:
         stage = self.stage
-        apart = divergence_sum(
-            labelled_logits(model, batch.batch), batch.teacher, stage.divergence,
-            beta=stage.beta, temperature=stage.temperature,
-        )  # fmt: skip
-        return torch.cat([text_sums(model, batch.batch), apart[None]])
+        logits = labelled_logits(model, batch.batch)
+        apart = divergence_sum(logits, batch.teacher, stage.divergence, beta=stage.beta, temperature=stage.temperature)
+        return torch.cat([text_sums_of(logits, batch.batch), apart[None]])
 
     def _sampled(self, loop: Loop, update: Update, step: int) -> Update:
         """The same prompts with answers that the student samples now, spread over ranks anew by their lengths."""
