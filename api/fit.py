@@ -4,7 +4,7 @@ from typing import Any
 
 from api.weights import Config, Task
 from worker.contract.parts import Lora
-from worker.contract.ppo import PpoStage
+from worker.contract.ppo import PpoStage, RlStage
 from worker.contract.problem import Problem
 from worker.contract.references import Wanted
 from worker.contract.shared import unfit_adapter
@@ -89,8 +89,8 @@ def _without_targets(spec: JobSpec, wanted: Wanted, called: str, known: Config) 
     """Layers that adapters are to stand beside, and that the model has not."""
     role, _, name = wanted.path.rpartition(".")
     trained: Any = {"stage": spec.stage}
-    if isinstance(spec.stage, PpoStage):
-        trained = {"stage.actor": spec.stage.actor, "stage.critic": spec.stage.critic}
+    if isinstance(spec.stage, RlStage):
+        trained = {f"stage.{name}": role for name, role in spec.stage.learners.items()}
     lora: Lora | None = getattr(trained.get(role), "lora", None)
     if name != "model" or known.layers is None or lora is None or isinstance(lora.targets, str):
         return []

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from api.weights import Config, Task, layers_of
 from worker.contract.order import Input
 from worker.contract.parts import Scratch
-from worker.contract.ppo import PpoStage
+from worker.contract.ppo import PpoStage, RlStage
 from worker.contract.scratch import positions_of
 from worker.contract.spec import JobSpec
 from worker.contract.stages import TrainStage
@@ -41,6 +41,7 @@ def _config(
 
 def _begins_with(spec: JobSpec, kind: str) -> str:
     """Where the spec names the model that an output goes on from."""
-    if not isinstance(spec.stage, PpoStage):
+    if not isinstance(spec.stage, RlStage):
         return "stage.model"
-    return "stage.critic.model" if kind == "critic" and not spec.stage.share_base else "stage.actor.model"
+    own = kind == "critic" and isinstance(spec.stage, PpoStage) and not spec.stage.share_base
+    return "stage.critic.model" if own else "stage.actor.model"

@@ -141,11 +141,11 @@ def check_same(ppo: Ppo, straight: Plain, given: Any) -> None:
     for number in range(3):
         if number < 2:
             ppo._judge(hand)
-            credit = ppo._credit(hand)
+            credit = ppo.credit(hand)
             straight.score(batch)
             straight.credit([batch])
         policy, value = straight.update(batch)
-        found = ppo._update(hand, credit, range(8), number // 2)
+        found = ppo.update(hand, credit, range(8), number // 2)
         pairs = {"policy": (found["policy_loss"], policy), "value": (found["value_loss"], value)}
         print("the same answers: " + ", ".join(f"{n} loss {a:.6f} ours, {b:.6f} plain" for n, (a, b) in pairs.items()))
         for name, (mine, theirs) in pairs.items():

@@ -2,10 +2,11 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
-from worker.contract.ppo import PpoStage
+from worker.contract.ppo import RlStage
 from worker.contract.spec import JobSpec
 from worker.contract.stages import TrainStage
 from worker.engine import Engine
@@ -28,14 +29,13 @@ def explained(spec: JobSpec, doing: str) -> Iterator[None]:
 def advice(spec: JobSpec) -> str:
     """What to change in a spec so that it needs less memory, the most harmless first."""
     stage = spec.stage
-    assert isinstance(stage, TrainStage | PpoStage)
+    assert isinstance(stage, TrainStage | RlStage)
     ways = []
     smaller = [n for n in range(1, spec.micro_batch) if spec.micro_batch % n == 0]
     if smaller:
         ways.append(f"stage.micro_batch: {smaller[-1]} (now {spec.micro_batch}; the same result)")
-    roles = (
-        {"stage.actor": stage.actor, "stage.critic": stage.critic} if isinstance(stage, PpoStage) else {"stage": stage}
-    )
+    learners = stage.learners.items() if isinstance(stage, RlStage) else ()
+    roles: dict[str, Any] = {f"stage.{name}": role for name, role in learners} or {"stage": stage}
     for path, role in roles.items():
         if not role.gradient_checkpointing:
             ways.append(f"{path}.gradient_checkpointing: true (the same result, about a third slower)")
@@ -43,7 +43,7 @@ def advice(spec: JobSpec) -> str:
         ways.append(f"deepspeed.zero: {spec.deepspeed.zero + 1} (now {spec.deepspeed.zero})")
     if spec.deepspeed.precision == "fp32":
         ways.append("deepspeed.precision: bf16 (now fp32)")
-    if isinstance(stage, PpoStage) and stage.rollout.slots > 1:
+    if isinstance(stage, RlStage) and stage.rollout.slots > 1:
         ways.append(
             f"stage.rollout.slots: {stage.rollout.slots // 2} (now {stage.rollout.slots}; it only takes longer)"
         )

@@ -169,5 +169,37 @@ def test_from_a_clean_cluster_to_a_trained_model_and_to_none_of_it_by_kubectl(gr
     assert [*ground.store.glob("jobs/*/a1")]
 
 
+@pytest.mark.soak
+def test_two_of_everything_by_kubectl_finish_a_job(ground: Ground, postgres: Callable[[], str]) -> None:
+    manifests = ground.folder / "manifests"
+    shutil.copytree(ROOT / "manifests", manifests)
+    repository, _, tag = ground.image.rpartition(":")
+    change(
+        manifests / "overlays/postgresql/kustomization.yaml",
+        {"{name: rlhf-operator, newTag: 0.1.0}": f"{{name: rlhf-operator, newName: {repository}, newTag: {tag}}}"},
+    )
+    (manifests / "base/worker-pod.yaml").write_text(yaml.safe_dump(ground.worker()))
+    folder = f"hostPath: {{path: {ground.store}, type: Directory}}"
+    change(manifests / "store/volumes.yaml", {"nfs: {server: nfs.example, path: /exports/rlhf}": folder})
+    database = block(PAGE, "The database").splitlines()[0]
+    with reachable(ground.cluster, postgres()) as url:
+        script = replaced(
+            block(PAGE, "By kubectl"),
+            {
+                "kubectl apply -k manifests/overlays/sqlite": f"{database}\n"
+                f"kubectl apply -k {manifests}/overlays/postgresql\n{ground.machine()}"
+            },
+        )
+        script = replaced(script, {"postgresql://rlhf:…@db.example:5432/rlhf": url})
+        script += f"\nkubectl -n {SYSTEM} rollout status deployment/rlhf-operator\n"
+        said = ground.run(script + ground.forwarded(TO_A_MODEL))
+        assert said.rstrip().splitlines()[-1].startswith("✓ tiny succeeded"), said
+        pods = [name for name in ground.names(SYSTEM, "pods") if "rlhf-" in name]
+        assert sorted(name.rpartition("-")[0].rpartition("-")[0] for name in pods) == (
+            ["pod/rlhf-api"] * 2 + ["pod/rlhf-operator"] * 2
+        )
+        ground.run(f"kubectl delete -k {manifests}/overlays/postgresql")
+
+
 def change(file: Path, ours: dict[str, str]) -> None:
     file.write_text(replaced(file.read_text(), ours))

@@ -56,7 +56,7 @@ def gradients(rank: int, world: int, job: Job) -> dict[str, list[float]]:
     ppo = _ppo(job, rank, world)
     hand = Hand(1)
     hand.everyone, hand.judged = _stored()
-    credit = ppo._credit(hand)
+    credit = ppo.credit(hand)
     found: dict[str, list[float]] = {}
 
     def caught(learner: Any, hand: Any, name: str) -> float:
@@ -70,7 +70,7 @@ def gradients(rank: int, world: int, job: Job) -> dict[str, list[float]]:
         return 0.0
 
     ppo._step = caught
-    ppo._update(hand, credit, range(len(hand.everyone)), 0)
+    ppo.update(hand, credit, range(len(hand.everyone)), 0)
     return found
 
 
@@ -91,7 +91,7 @@ def two_updates(rank: int, world: int, job: Job) -> dict[str, Any]:
     critic = AutoModelForSequenceClassification.from_pretrained(job.store / "actor", num_labels=1, dtype=torch.float32)
     for head in (critic.score, head_of(ppo.roles.critic.engine.model)):
         torch.nn.init.normal_(head.weight, std=0.1, generator=torch.Generator().manual_seed(3))
-    credit = ppo._credit(hand)
+    credit = ppo.credit(hand)
     ppo._learn(hand, credit)
 
     stage = ppo.stage
@@ -154,9 +154,9 @@ def answered(rank: int, world: int, job: Job) -> tuple[Ended, list[list[Any]]]:
 def sharded(rank: int, world: int, job: Job) -> tuple[Ended, dict[str, Any]]:
     """An attempt, and how each model lay: its ZeRO stage, and where its optimizer's state was."""
     from tests.engine import jobs
-    from worker.stages import ppo
+    from worker.rl import iterations
 
-    load, found = ppo.load_roles, {}
+    load, found = iterations.load_roles, {}
 
     def stage(model: Any) -> int:
         return 3 if any(hasattr(parameter, "ds_tensor") for parameter in model.parameters()) else 0
@@ -173,20 +173,19 @@ def sharded(rank: int, world: int, job: Job) -> tuple[Ended, dict[str, Any]]:
         found["rewards"] = [stage(reward.model.model) for reward in roles.rewards.values()]
         return roles
 
-    ppo.load_roles = noted
+    iterations.load_roles = noted
     try:
         return jobs.attempt(rank, world, job, 1), found
     finally:
-        ppo.load_roles = load
+        iterations.load_roles = load
 
 
 def with_a_fault(rank: int, world: int, job: Job, fault: str, number: int = 1, plan: jobs.Plan = jobs.Plan()) -> Ended:
     """An attempt of a worker that has something wrong."""
-    from worker.rl import roles
+    from worker.rl import iterations, roles
     from worker.rl.judge import Judge
-    from worker.stages import ppo
 
-    judge, actor, load = Judge._policy, roles.pretrained, ppo.load_roles
+    judge, actor, load = Judge._policy, roles.pretrained, iterations.load_roles
 
     def at_another_temperature(self: Any, model: Any, batch: Any) -> Any:
         self._temperature = 1.0
@@ -210,8 +209,8 @@ def with_a_fault(rank: int, world: int, job: Job, fault: str, number: int = 1, p
         case "an idle weight":
             roles.pretrained = with_a_weight_that_nothing_uses
         case "little memory":
-            ppo.load_roles = in_little_memory
+            iterations.load_roles = in_little_memory
     try:
         return jobs.attempt(rank, world, job, number, plan)
     finally:
-        Judge._policy, roles.pretrained, ppo.load_roles = judge, actor, load
+        Judge._policy, roles.pretrained, iterations.load_roles = judge, actor, load

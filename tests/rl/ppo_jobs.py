@@ -111,7 +111,8 @@ class Job:
         if self.dialogues:
             inputs["stage.data.ptx"] = jobs.write_rows(self.store / "files" / "ptx.jsonl", self.dialogues)
         actor = self.store / "actor"
-        for path in ("stage.actor.model", "stage.critic.model", *self.models):
+        critic = ["stage.critic.model"] if "critic" in self.spec["stage"] else []
+        for path in ("stage.actor.model", *critic, *self.models):
             at = self.models.get(path, actor)
             inputs[path] = Input(reference=str(at), kind="path", location=str(at), sha256=tree_hash(at))
         return Order(
@@ -131,3 +132,12 @@ def ppo(store: Path, *, rows: int = 24, **changes: Any) -> Job:
     """A PPO on a new actor in `store`."""
     actor_folder(store / "actor")
     return Job(store, spec(**changes), prompts(rows))
+
+
+def group(store: Path, stage: str, *, rows: int = 24, **changes: Any) -> Job:
+    """A job of `grpo` or `rloo` on a new actor in `store`; two prompts an update, with four answers each."""
+    actor_folder(store / "actor")
+    made = {"stage__type": stage, "stage__critic": None, "stage__ppo": None, "stage__answers": 4}
+    made |= {"stage__rollout": {"prompts": 4, "slots": 4, "max_new_tokens": 8}}
+    made |= {f"stage__{stage}": {"epochs": 2, "minibatches": 2}}
+    return Job(store, spec(**{**made, **changes}), prompts(rows))

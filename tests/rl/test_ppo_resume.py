@@ -13,7 +13,6 @@ from tests.engine.pool import Pool
 from tests.rl import ppo_jobs
 
 TOLD = ("reward", "kl", "kl_coef", "policy_loss", "value_loss", "actor_grad_norm", "length")
-CURVES = [f"ppo/{name}" for name in TOLD]
 # Everything that is carried from one iteration to the next: the KL's price, the rewards' spread, the average of the
 # weights; two epochs of two minibatches; held-out prompts in between.
 CHANGES: dict[str, Any] = {
@@ -33,8 +32,9 @@ def job(store: Path, **changes: Any) -> ppo_jobs.Job:
 
 
 def lived_through(pool: Pool, job: ppo_jobs.Job, plans: list[Plan]) -> tuple[dict[str, Any], list[Ended]]:
-    """All curves of a job whose attempts met `plans` (and then one without trouble), and the hashes of its outputs."""
-    curves: dict[str, dict[int, float]] = {name: {} for name in (*CURVES, "eval/reward")}
+    """The curves of a job whose attempts met `plans` (and then one without trouble), and the hashes of its outputs."""
+    kind = job.spec["stage"]["type"]
+    curves: dict[str, dict[int, float]] = {name: {} for name in (*(f"{kind}/{name}" for name in TOLD), "eval/reward")}
     lives = []
     for number, plan in enumerate([*plans, Plan()], start=1):
         ended = pool.run(jobs.attempt, job, number, plan)[0]

@@ -11,14 +11,14 @@ from pydantic_core import ErrorDetails
 from worker.contract.evaluation import EvaluateStage
 from worker.contract.mixes import (
     mixes_of_evaluation,
-    mixes_of_ppo,
+    mixes_of_rl,
     offload_without_zero,
     scaled_before_it_is_scattered,
     warmup_past_the_end,
     whole_matrices,
 )
 from worker.contract.parts import Scratch
-from worker.contract.ppo import PpoStage
+from worker.contract.ppo import RlStage
 from worker.contract.problem import Problem
 from worker.contract.scratch import mixes_of_scratch
 from worker.contract.spec import STAGES, JobSpec
@@ -122,8 +122,8 @@ def mixes(spec: JobSpec) -> list[Problem]:
     match spec.stage:
         case TrainStage():
             found = _train(spec.stage, spec)
-        case PpoStage():
-            found = mixes_of_ppo(spec.stage, spec)
+        case RlStage():
+            found = mixes_of_rl(spec.stage, spec)
         case EvaluateStage():
             found = mixes_of_evaluation(spec.stage)
         case RehearseStage():

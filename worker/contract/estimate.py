@@ -17,7 +17,7 @@ from worker.contract.architectures import Architecture, UnknownArchitecture, arc
 from worker.contract.evaluation import EvaluateStage
 from worker.contract.parts import Lora
 from worker.contract.phases import Moment, moments
-from worker.contract.ppo import PpoStage
+from worker.contract.ppo import PpoStage, RlStage
 from worker.contract.problem import Problem
 from worker.contract.roles import Member, Models, members
 from worker.contract.spec import JobSpec
@@ -178,7 +178,7 @@ def _paths(spec: JobSpec) -> list[str]:
 
 def measured(spec: JobSpec, models: Models) -> Estimate:
     """The memory of a spec with models of known sizes; whether it fits is left open."""
-    assert isinstance(spec.stage, TrainStage | PpoStage | EvaluateStage)
+    assert isinstance(spec.stage, TrainStage | RlStage | EvaluateStage)
     roles = members(spec, models)
     phases = moments(spec, roles)
     widest = max(phases, key=lambda moment: moment.total)

@@ -1,8 +1,10 @@
 """Fields of a spec that are each right, and cannot be together: PPO, evaluation, and what all stages share."""
 
+from math import gcd
+
 from worker.contract.evaluation import EvaluateStage
 from worker.contract.parts import DeepSpeed, Optimizer
-from worker.contract.ppo import PpoStage, Rollout
+from worker.contract.ppo import PpoStage, ReferenceRole, RlStage, Role, Rollout
 from worker.contract.problem import Problem
 from worker.contract.rewards import ModelTerm, Reward
 from worker.contract.sharding import effective_zero
@@ -43,38 +45,45 @@ def whole_matrices(optimizer: Optimizer, deepspeed: DeepSpeed, path: str) -> lis
     return [Problem(f"{path}.name", said)]
 
 
-def mixes_of_ppo(stage: PpoStage, spec: JobSpec) -> list[Problem]:
-    """What is wrong between the fields of a PPO."""
+def mixes_of_rl(stage: RlStage, spec: JobSpec) -> list[Problem]:
+    """What is wrong between the fields of a stage of reinforcement learning."""
     found = _rows(stage, spec) + _rewards(stage.reward)
-    for name, role in (("actor", stage.actor), ("critic", stage.critic), ("reference", stage.reference)):
+    roles: dict[str, Role | ReferenceRole] = {**stage.learners, "reference": stage.reference}
+    for name, role in roles.items():
         if role.deepspeed is not None:
             found += offload_without_zero(role.deepspeed, f"stage.{name}.deepspeed")
-    for name, optimizer in (("actor", stage.actor.optimizer), ("critic", stage.critic.optimizer)):
-        if optimizer is not None:
-            found += warmup_past_the_end(optimizer, stage.steps, f"stage.{name}.optimizer")
+    for name, learner in stage.learners.items():
+        if learner.optimizer is not None:
+            found += warmup_past_the_end(learner.optimizer, stage.steps, f"stage.{name}.optimizer")
     found += warmup_past_the_end(stage.optimizer, stage.steps, "stage.optimizer")
-    for name, role in (("actor", stage.actor), ("critic", stage.critic)):
-        path = f"stage.{name}.optimizer" if role.optimizer is not None else "stage.optimizer"
-        found += whole_matrices(role.optimizer or stage.optimizer, role.deepspeed or spec.deepspeed, path)
+    for name, learner in stage.learners.items():
+        path = f"stage.{name}.optimizer" if learner.optimizer is not None else "stage.optimizer"
+        found += whole_matrices(learner.optimizer or stage.optimizer, learner.deepspeed or spec.deepspeed, path)
     found += unfit_answers(stage.rollout, stage.max_length)
+    if not isinstance(stage, PpoStage):
+        said = (
+            f"are rows that ppo goes on learning from, beside its answers; {spec.stage.type} has none; leave them out"
+        )
+        return found + ([Problem("stage.data.ptx", said)] if stage.data.ptx is not None else [])
     if (stage.ppo.ptx > 0) != (stage.data.ptx is not None):
         said = "give both `data.ptx` (rows of dialogues) and `ppo.ptx` (their weight), or neither"
         found.append(Problem("stage.data.ptx", said))
     return found + (of_a_shared_base(stage, spec) if stage.share_base else [])
 
 
-def _rows(stage: PpoStage, spec: JobSpec) -> list[Problem]:
-    prompts, minibatches = stage.rollout.prompts, stage.ppo.minibatches
-    if prompts % (minibatches * spec.ranks):
-        needed = minibatches * spec.ranks
+def _rows(stage: RlStage, spec: JobSpec) -> list[Problem]:
+    rows, minibatches, answers = stage.rows, stage.passes.minibatches, stage.answers_a_prompt
+    if rows % (minibatches * spec.ranks):
+        needed = minibatches * spec.ranks // gcd(minibatches * spec.ranks, answers)
+        each = f" with {answers} answers each" if answers > 1 else ""
         return [
             Problem(
                 "stage.rollout.prompts",
-                f"{prompts} do not divide into {minibatches} minibatches on {spec.ranks} ranks; "
+                f"{stage.rollout.prompts}{each} do not divide into {minibatches} minibatches on {spec.ranks} ranks; "
                 f"write a multiple of {needed}",
             )
         ]
-    share = prompts // minibatches // spec.ranks
+    share = rows // minibatches // spec.ranks
     if stage.micro_batch is not None and share % stage.micro_batch:
         said = f"must divide a rank's share of a minibatch, {share} rows; got {stage.micro_batch}"
         return [Problem("stage.micro_batch", said)]

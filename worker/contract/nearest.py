@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from worker.contract.check import mixes
 from worker.contract.estimate import Estimate, Nearest, measured
-from worker.contract.ppo import PpoStage
+from worker.contract.ppo import RlStage
 from worker.contract.roles import Models
 from worker.contract.spec import JobSpec
 from worker.contract.stages import TrainStage
@@ -42,7 +42,7 @@ def _dimensions(spec: JobSpec) -> list[list[tuple[float, Changes, str]]]:
     stage = spec.stage
     nothing: tuple[float, Changes, str] = (0.0, {}, "")
     found = []
-    if isinstance(stage, TrainStage | PpoStage):
+    if isinstance(stage, TrainStage | RlStage):
         smaller = [n for n in range(1, spec.micro_batch) if spec.micro_batch % n == 0]
         # A little more for each halving: the largest that fits is the fastest.
         found.append(
@@ -81,8 +81,7 @@ def _checkpointing(stage: object) -> Changes:
     match stage:
         case TrainStage() if not stage.gradient_checkpointing:
             return {"stage.gradient_checkpointing": True}
-        case PpoStage():
-            roles = {"actor": stage.actor, "critic": stage.critic}
+        case RlStage(learners=roles):
             return {f"stage.{n}.gradient_checkpointing": True for n, r in roles.items() if not r.gradient_checkpointing}
     return {}
 
@@ -91,8 +90,7 @@ def _lora(stage: object) -> Changes:
     match stage:
         case TrainStage() if stage.lora is None and isinstance(stage.model, str):
             return {"stage.lora": {}}
-        case PpoStage():
-            roles = {"actor": stage.actor, "critic": stage.critic}
+        case RlStage(learners=roles):
             return {f"stage.{name}.lora": {} for name, role in roles.items() if role.lora is None}
     return {}
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from worker.contract import activations
 from worker.contract.activations import Rows
 from worker.contract.evaluation import EvaluateStage
-from worker.contract.ppo import PpoStage, Rollout
+from worker.contract.ppo import PpoStage, RlStage, Rollout
 from worker.contract.roles import Member
 from worker.contract.spec import JobSpec
 from worker.contract.stages import TrainStage
@@ -100,9 +100,9 @@ class _Stage:
             kv_cache=kv_cache,
         )
 
-    def rollout(self, name: str, role: Member, rollout: Rollout, max_length: int) -> Moment:
+    def rollout(self, name: str, role: Member, rollout: Rollout, max_length: int, *, answers: int = 1) -> Moment:
         model, width = role.model, role.computed.width
-        slots = min(rollout.slots, -(-rollout.prompts // self.spec.ranks))
+        slots = min(rollout.slots, -(-rollout.prompts * answers // self.spec.ranks))
         cache = slots * max_length * model.layers * 2 * model.keys * width
         # A new answer's prompt is read in one pass; the cache grows by being copied, a layer at a time.
         prompt = Rows(1, max(1, max_length - rollout.max_new_tokens), 1)
@@ -135,8 +135,8 @@ def moments(spec: JobSpec, roles: list[Member]) -> list[Moment]:
         more = _FULL * roles[0].trained // (spec.ranks if roles[0].zero == 3 else 1)
     all_ = _Stage(spec, roles, more)
     match stage:
-        case PpoStage():
-            return _of_ppo(all_, stage, spec, roles)
+        case RlStage():
+            return _of_rl(all_, stage, spec, roles)
         case EvaluateStage():
             return _of_evaluation(all_, stage, roles)
         case TrainStage():
@@ -149,14 +149,14 @@ def moments(spec: JobSpec, roles: list[Member]) -> list[Moment]:
     return []
 
 
-def _of_ppo(all_: _Stage, stage: PpoStage, spec: JobSpec, roles: list[Member]) -> list[Moment]:
+def _of_rl(all_: _Stage, stage: RlStage, spec: JobSpec, roles: list[Member]) -> list[Moment]:
     new = min(stage.rollout.max_new_tokens, stage.max_length - 1)
     rows = Rows(spec.micro_batch, stage.max_length, spec.micro_batch * new)
-    actor, critic = roles[:2]
-    found = [all_.rollout("rollout", actor, stage.rollout, stage.max_length)]
+    actor = roles[0]
+    found = [all_.rollout("rollout", actor, stage.rollout, stage.max_length, answers=stage.answers_a_prompt)]
     found += [all_.asked(f"score {role.name}", role, rows) for role in roles]
-    found += [all_.update("update actor", actor, rows), all_.update("update critic", critic, rows)]
-    if stage.ppo.ptx:
+    found += [all_.update(f"update {role.name}", role, rows) for role in roles if role.name in stage.learners]
+    if isinstance(stage, PpoStage) and stage.ppo.ptx:
         every = Rows(spec.micro_batch, stage.max_length, spec.micro_batch * (stage.max_length - 1))
         found.append(all_.update("update actor, ptx", actor, every))
     return [*found, all_.hand_over(actor)]

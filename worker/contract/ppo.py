@@ -74,11 +74,16 @@ class Kl(Strict):
     horizon: Annotated[float, Field(gt=0)] = Field(default=10_000.0, description="answers over which it adapts")
 
 
-class Ppo(Strict):
-    """Proximal policy optimization (Schulman et al., 2017)."""
+class Passes(Strict):
+    """How often an iteration's answers are learnt from."""
 
     epochs: PositiveInt = Field(default=1, description="passes over an iteration's answers")
     minibatches: PositiveInt = Field(default=1, description="updates a pass")
+
+
+class Ppo(Passes):
+    """Proximal policy optimization (Schulman et al., 2017)."""
+
     clip: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.2, description="ratios count within 1 - clip … 1 + clip"
     )
@@ -111,31 +116,18 @@ def _prompts_from_reference(value: Any) -> Any:
     return {"prompts": value} if isinstance(value, str) else value
 
 
-class PpoStage(Strict):
-    """Reinforcement learning from a reward. A step is one iteration: a rollout and its updates."""
+class RlStage(Strict):
+    """What the stages of reinforcement learning have."""
 
-    traits: ClassVar[Traits] = Traits(rows=("prompt",), lr=1e-6, lr_of_lora=1e-4)
-    begun: ClassVar[dict[str, Any]] = {
-        "actor": {"model": "models/sft"},
-        "critic": {"model": "models/reward"},
-        "reward": {"terms": [{"model": "models/reward"}]},
-        "data": "./rows.jsonl",
-    }
-    type: Literal["ppo"]
+    traits: ClassVar[Traits]
+    begun: ClassVar[dict[str, Any]]
     actor: Role
-    critic: Role = Field(description="a reward model, or any model: its value head starts at zero")
     reference: Annotated[ReferenceRole, BeforeValidator(_from_actor)] = ReferenceRole()
     reward: Reward
-    share_base: bool = Field(
-        default=False,
-        description="critic and reward models are adapters on the actor's frozen weights, which are there once: "
-        "`critic.model` is the actor's model or a reward stage's `adapter`, reward terms name such adapters",
-    )
     data: Annotated[Prompts, BeforeValidator(_prompts_from_reference)] = Field(
         description="a reference to the prompts, or `{prompts, ptx, truncate}`"
     )
     rollout: Rollout = Rollout()
-    ppo: Ppo = Ppo()
     guards: Guards = Guards()
     samples: Samples = Samples()
     optimizer: Optimizer = Optimizer()
@@ -146,3 +138,53 @@ class PpoStage(Strict):
     max_length: Annotated[int, Field(ge=2, le=2**20)] = Field(default=1024, description="tokens of prompt and answer")
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 17
     tensorboard: bool = Field(default=False, description="also write TensorBoard files, into the attempt's folder")
+
+    @property
+    def learners(self) -> dict[str, Role]:
+        """The roles that are trained, by their fields."""
+        return {"actor": self.actor}
+
+    @property
+    def answers_a_prompt(self) -> int:
+        """That are sampled in one iteration."""
+        return 1
+
+    @property
+    def passes(self) -> Passes:
+        """Over an iteration's answers."""
+        raise NotImplementedError
+
+    @property
+    def rows(self) -> int:
+        """Answers of an iteration, over all ranks."""
+        return self.rollout.prompts * self.answers_a_prompt
+
+
+class PpoStage(RlStage):
+    """Reinforcement learning from a reward. A step is one iteration: a rollout and its updates."""
+
+    traits: ClassVar[Traits] = Traits(rows=("prompt",), lr=1e-6, lr_of_lora=1e-4)
+    begun: ClassVar[dict[str, Any]] = {
+        "actor": {"model": "models/sft"},
+        "critic": {"model": "models/reward"},
+        "reward": {"terms": [{"model": "models/reward"}]},
+        "data": "./rows.jsonl",
+    }
+    type: Literal["ppo"]
+    critic: Role = Field(description="a reward model, or any model: its value head starts at zero")
+    share_base: bool = Field(
+        default=False,
+        description="critic and reward models are adapters on the actor's frozen weights, which are there once: "
+        "`critic.model` is the actor's model or a reward stage's `adapter`, reward terms name such adapters",
+    )
+    ppo: Ppo = Ppo()
+
+    @property
+    def learners(self) -> dict[str, Role]:
+        """Actor and critic."""
+        return {"actor": self.actor, "critic": self.critic}
+
+    @property
+    def passes(self) -> Passes:
+        """Over an iteration's answers."""
+        return self.ppo

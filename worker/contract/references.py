@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from worker.contract.evaluation import EvaluateStage
 from worker.contract.parts import Scratch
-from worker.contract.ppo import PpoStage
+from worker.contract.ppo import PpoStage, RlStage
 from worker.contract.rewards import ModelTerm, Reward
 from worker.contract.rows import RowKind
 from worker.contract.spec import JobSpec
@@ -30,13 +30,15 @@ def references(spec: JobSpec) -> list[Wanted]:
     match stage:
         case RehearseStage():
             return [Wanted("stage.model", stage.model, "rehearsal")] if stage.model is not None else []
-        case PpoStage():
+        case RlStage():
             found = [Wanted("stage.actor.model", stage.actor.model, "model")]
-            own = stage.share_base and stage.critic.model != stage.actor.model
-            found.append(Wanted("stage.critic.model", stage.critic.model, "adapter" if own else "any_model"))
+            adapters = isinstance(stage, PpoStage) and stage.share_base
+            if isinstance(stage, PpoStage):
+                own = adapters and stage.critic.model != stage.actor.model
+                found.append(Wanted("stage.critic.model", stage.critic.model, "adapter" if own else "any_model"))
             if stage.reference.model is not None:
                 found.append(Wanted("stage.reference.model", stage.reference.model, "model"))
-            found += _of_terms(stage.reward, adapters=stage.share_base)
+            found += _of_terms(stage.reward, adapters=adapters)
             found.append(Wanted("stage.data.prompts", stage.data.prompts, "data", ("prompt",)))
             if stage.data.ptx is not None:
                 found.append(Wanted("stage.data.ptx", stage.data.ptx, "data", ("messages",)))

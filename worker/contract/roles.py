@@ -9,7 +9,7 @@ from worker.contract.activations import Computed, adapter_parameters
 from worker.contract.architectures import Architecture
 from worker.contract.evaluation import EvaluateStage
 from worker.contract.parts import DeepSpeed, Lora, Optimizer
-from worker.contract.ppo import PpoStage
+from worker.contract.ppo import PpoStage, RlStage
 from worker.contract.references import others
 from worker.contract.rewards import ModelTerm, Reward
 from worker.contract.sharding import Held
@@ -99,19 +99,14 @@ def members(spec: JobSpec, models: Models) -> list[Member]:
         return made
 
     match stage:
-        case PpoStage():
+        case RlStage():
             found = [
                 make(
-                    "actor", "stage.actor.model", stage.actor.deepspeed,
-                    lora=stage.actor.lora, train=stage.actor.optimizer or stage.optimizer,
-                    checkpointing=stage.actor.gradient_checkpointing,
-                ),
-                make(
-                    "critic", "stage.critic.model", stage.critic.deepspeed, head="score",
-                    lora=stage.critic.lora, train=stage.critic.optimizer or stage.optimizer,
-                    checkpointing=stage.critic.gradient_checkpointing,
-                    on_base=stage.share_base,
-                ),
+                    name, f"stage.{name}.model", role.deepspeed, head="score" if name == "critic" else "words",
+                    lora=role.lora, train=role.optimizer or stage.optimizer, checkpointing=role.gradient_checkpointing,
+                    on_base=name == "critic" and isinstance(stage, PpoStage) and stage.share_base,
+                )
+                for name, role in stage.learners.items()
             ]  # fmt: skip
             if stage.reference.model is not None:
                 found.append(make("reference", "stage.reference.model", stage.reference.deepspeed))

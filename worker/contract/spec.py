@@ -7,17 +7,26 @@ from pydantic import BaseModel, Field
 from worker.contract.accelerators import Accelerator
 from worker.contract.distill import DistillStage
 from worker.contract.evaluation import EvaluateStage
+from worker.contract.group import GrpoStage, RlooStage
 from worker.contract.names import LabelledName
 from worker.contract.parts import DeepSpeed, Lora, Optimizer
 from worker.contract.pod import Pod
-from worker.contract.ppo import PpoStage
+from worker.contract.ppo import PpoStage, RlStage
 from worker.contract.stages import PretrainStage, RehearseStage, RewardStage, SftStage, TrainStage
 from worker.contract.traits import Traits
 from worker.contract.values import Duration, Name, PositiveInt, Quantity, Reference, Strict
 
 # The registry: a stage is one entry here, its class in the contract, and the module `worker.stages.<type>`.
 Stage = Annotated[
-    PretrainStage | SftStage | RewardStage | DistillStage | PpoStage | EvaluateStage | RehearseStage,
+    PretrainStage
+    | SftStage
+    | RewardStage
+    | DistillStage
+    | PpoStage
+    | GrpoStage
+    | RlooStage
+    | EvaluateStage
+    | RehearseStage,
     Field(discriminator="type"),
 ]
 
@@ -135,8 +144,8 @@ class JobSpec(Strict):
 
     def _rows_an_update(self) -> int:
         """Rows that one update of the weights sees, over all ranks."""
-        if isinstance(self.stage, PpoStage):
-            return max(1, self.stage.rollout.prompts // self.stage.ppo.minibatches)
+        if isinstance(self.stage, RlStage):
+            return max(1, self.stage.rows // self.stage.passes.minibatches)
         assert isinstance(self.stage, TrainStage)
         return self.stage.batch
 

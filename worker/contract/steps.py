@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from worker.contract.ppo import PpoStage
+from worker.contract.ppo import PpoStage, RlStage
 from worker.contract.references import Wanted, references
 from worker.contract.spec import JobSpec
 from worker.contract.stages import RehearseStage, TrainStage
@@ -51,10 +51,12 @@ def outputs(spec: JobSpec) -> Mapping[str, Nature]:
             found["model"] = traits.gives
             if spec.stage.lora is not None:
                 found["adapter"] = traits.gives_adapter
-        case PpoStage():
-            found |= {"model": "writer", "critic": "critic"}
-            if spec.stage.ppo.ema is not None:
-                found["ema"] = "writer"
+        case RlStage():
+            found["model"] = "writer"
+            if isinstance(spec.stage, PpoStage):
+                found["critic"] = "critic"
+                if spec.stage.ppo.ema is not None:
+                    found["ema"] = "writer"
             if spec.stage.actor.lora is not None:
                 found["adapter"] = "adapter"
         case RehearseStage() if spec.stage.output:

@@ -1,4 +1,4 @@
-"""What happens around the iterations of a PPO: going on from a checkpoint, stopping, saving, telling, handing over."""
+"""What happens around the iterations of reinforcement learning: going on, stopping, saving, telling, handing over."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from worker import snapshots
 from worker.context import Context
 from worker.contract.metrics import known
-from worker.contract.ppo import PpoStage
+from worker.contract.ppo import PpoStage, RlStage
 from worker.contract.protocol import Output
 from worker.curves import Curves
 from worker.distributed import Ranks, Stop
@@ -31,13 +31,15 @@ class Kept(Protocol):
 
 
 class Course:
-    """How far one rank's PPO is, and what has to be kept of it."""
+    """How far one rank's training is, and what has to be kept of it."""
 
     def __init__(self, context: Context, roles: Roles, ranks: Ranks, kept: Mapping[str, Kept], data: str):
         """`kept` is saved and put back by name; `data` is the hash of the prompts."""
         stage = context.order.spec.stage
-        assert isinstance(stage, PpoStage)
+        assert isinstance(stage, RlStage)
         self.context, self.stage, self.roles, self.ranks = context, stage, roles, ranks
+        self.kind = context.order.spec.stage.type
+        """The stage's type: its curves' names begin with it."""
         self.step = 0
         """Iterations that are done."""
         self.tokens = 0
@@ -46,7 +48,8 @@ class Course:
         """The step of the last evaluation, so that a resume does not repeat it."""
         self.hand: Hand | None = None
         """The iteration that was begun and is not done."""
-        self.ema = Ema(roles.actor.engine, stage.ppo.ema) if stage.ppo.ema is not None else None
+        decay = stage.ppo.ema if isinstance(stage, PpoStage) else None
+        self.ema = Ema(roles.actor.engine, decay) if decay is not None else None
         self._kept, self._data = kept, data
         self._saved = self._mark
         earlier = self._restore()
@@ -190,7 +193,8 @@ class Course:
         if self.ema is not None:
             with self.ema.in_place():
                 outputs += self._output(self.roles.actor, save_outputs, "ema")
-        outputs += self._output(self.roles.critic, save_outputs, "critic")
+        if self.roles.critic is not None:
+            outputs += self._output(self.roles.critic, save_outputs, "critic")
         if self._curves:
             self._curves.close()
         self.ranks.barrier()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
-from worker.contract.ppo import PpoStage
+from worker.contract.ppo import RlStage
 from worker.contract.spec import JobSpec
 from worker.distributed import Ranks
 from worker.rl.experience import Rolled, by_term, shares
@@ -47,7 +47,7 @@ class HeldOut:
     ):
         self._spec, self._prompts, self._sampled, self._judge = spec, prompts, sampled, judge
         self._opening = opening
-        assert isinstance(spec.stage, PpoStage)
+        assert isinstance(spec.stage, RlStage)
         self._reward, self._ranks = spec.stage.reward, ranks
 
     def evaluate(self, step: int) -> tuple[dict[str, float], Measured]:

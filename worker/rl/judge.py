@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from worker.contract.ppo import PpoStage
+from worker.contract.ppo import RlStage
 from worker.errors import Interrupted, ServiceAway
 from worker.rl.course import Course
 from worker.rl.experience import Judged, Rolled, taken
@@ -20,7 +20,7 @@ from worker.scores import values
 class Judge:
     """Judges answers of one rank. Models are asked about a group of answers at a time, on all ranks at once."""
 
-    def __init__(self, roles: Roles, stage: PpoStage, course: Course):
+    def __init__(self, roles: Roles, stage: RlStage, course: Course):
         """Raises BadSpec for a term that cannot be."""
         self._roles, self._course = roles, course
         self._temperature = stage.rollout.temperature
@@ -50,7 +50,8 @@ class Judge:
         """What is made of the answers in `groups`: each a micro-batch of places among `answers`, as many on each rank.
 
         `prompts` are the rows that answers are of. Rows are grouped as they are trained, so that log-probabilities of
-        then and now are computed on the same shapes, and the first ratio is exactly 1. Without `critic` values are 0.
+        then and now are computed on the same shapes, and the first ratio is exactly 1. Without `critic`, or where there
+        is none, values are 0.
         """
         made = []
         for group in groups:
@@ -60,7 +61,8 @@ class Judge:
             starts, counts = [len(a.prompt) - 1 for a in rolled], [len(a.answer) for a in rolled]
             logprobs = self._roles.actor.engine.eval_micro(batch, self._policy)
             reference = self._roles.reference.compute(batch, self._policy)
-            valued = self._roles.critic.engine.eval_micro(batch, values) if critic else 0.0 * logprobs
+            critics = self._roles.critic if critic else None
+            valued = critics.engine.eval_micro(batch, values) if critics is not None else 0.0 * logprobs
             terms = self._by_models(rolled, prompts)
             each = zip(
                 *(taken(found, starts, counts) for found in (logprobs, reference, valued)),

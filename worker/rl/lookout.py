@@ -41,11 +41,11 @@ class Lookout:
         """Looks at an iteration that is done, by its curves. Raises Diverged, PausedByGuard."""
         missing = [f"{engine}: {name}" for engine, unreached in self._unreached.items() for name in unreached()]
         seen = Observed(
-            kl=metrics["ppo/kl"],
-            reward=metrics["ppo/reward"],
-            length=metrics["ppo/length"],
-            cut=1 - metrics["ppo/ended"],
-            entropy=metrics["ppo/entropy"],
+            kl=metrics[f"{course.kind}/kl"],
+            reward=metrics[f"{course.kind}/reward"],
+            length=metrics[f"{course.kind}/length"],
+            cut=1 - metrics[f"{course.kind}/ended"],
+            entropy=metrics[f"{course.kind}/entropy"],
             without_gradient=missing if self._unreached else None,
         )
         self._do(course, course.step, seen)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from worker.context import Context
-from worker.contract.ppo import PpoStage
+from worker.contract.ppo import RlStage
 from worker.contract.spec import JobSpec
 from worker.data import Sample, dialogues, held_out, read_rows, unchanged
 from worker.distributed import Ranks
@@ -39,7 +39,7 @@ class Material:
         """The dialogues that go with an update of `rows` answers: a pure function of seed, step and update."""
         if not self.dialogues:
             return Practice([], 0)
-        assert isinstance(spec.stage, PpoStage)
+        assert isinstance(spec.stage, RlStage)
         draws = np.random.default_rng([spec.stage.seed, step, update, 0x97F])
         chosen = [[self.dialogues[i]] for i in draws.integers(0, len(self.dialogues), rows)]
         share = micro_batches(
@@ -52,7 +52,7 @@ def prepare(context: Context, roles: Roles) -> Material:
     """Reads all rows. Raises BadData, with the line where it can be told."""
     spec, inputs = context.order.spec, context.order.inputs
     stage = spec.stage
-    assert isinstance(stage, PpoStage)
+    assert isinstance(stage, RlStage)
     tokenizer = roles.tokenizer
     room = stage.max_length - stage.rollout.max_new_tokens
     prompts = load_prompts(inputs["stage.data.prompts"], tokenizer, room=room, truncate=stage.data.truncate)

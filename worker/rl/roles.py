@@ -1,4 +1,4 @@
-"""The models of a PPO, each on its own engine: the actor, the critic, the reference and the reward models."""
+"""The models of reinforcement learning, each on its own engine: actor, critic, reference and reward models."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from worker.context import Context
+from worker.contract.group import GroupStage
 from worker.contract.parts import DeepSpeed, Lora, Optimizer
-from worker.contract.ppo import PpoStage
+from worker.contract.ppo import PpoStage, RlStage
 from worker.contract.rewards import ModelTerm
 from worker.contract.spec import JobSpec, learning_rate_of
 from worker.dialogue import answer_end, turn_end
@@ -25,6 +26,7 @@ from worker.models import DTYPES, Loaded, check_length, positions, pretrained
 from worker.packing import MicroBatch
 from worker.rl.base import SharedBase, is_adapter
 from worker.rl.frozen import Frozen
+from worker.rl.group import GroupBatch, group_sums
 from worker.rl.objectives import policy_sums, value_sums
 from worker.scores import reward_model, value_model
 
@@ -76,10 +78,10 @@ class RewardModel:
 
 @dataclass(frozen=True)
 class Roles:
-    """All models of a PPO on this rank."""
+    """All models on this rank."""
 
     actor: Learner
-    critic: Learner
+    critic: Learner | None
     reference: Reference
     rewards: Mapping[str, RewardModel]  # by the term's name
     notes: list[str]
@@ -100,7 +102,8 @@ class Roles:
     @property
     def engines(self) -> dict[str, Engine]:
         """Those that a checkpoint holds."""
-        return {"actor": self.actor.engine, "critic": self.critic.engine}
+        learners = {"actor": self.actor, "critic": self.critic}
+        return {name: learner.engine for name, learner in learners.items() if learner is not None}
 
     @property
     def ends(self) -> frozenset[int]:
@@ -115,16 +118,18 @@ def load_roles(context: Context) -> Roles:
     """
     spec = context.order.spec
     stage = spec.stage
-    assert isinstance(stage, PpoStage)
+    assert isinstance(stage, RlStage)
     notes: list[str] = []
     actor, base = _actor(context, spec, stage, notes)
-    critic = _critic(context, spec, stage, actor.loaded.tokenizer, base, notes)
+    critic = None
+    if isinstance(stage, PpoStage):
+        critic = _critic(context, spec, stage, actor.loaded.tokenizer, base, notes)
     reference = Reference(actor.engine, _reference(context, spec, stage, actor, notes))
     rewards = _rewards(context, spec, stage, actor, base, notes)
     return Roles(actor, critic, reference, rewards, notes)
 
 
-def _actor(context: Context, spec: JobSpec, stage: PpoStage, notes: list[str]) -> tuple[Learner, SharedBase | None]:
+def _actor(context: Context, spec: JobSpec, stage: RlStage, notes: list[str]) -> tuple[Learner, SharedBase | None]:
     """The actor, and what the others share of it."""
     role, path = stage.actor, "stage.actor.model"
     deepspeed = role.deepspeed or spec.deepspeed
@@ -136,11 +141,19 @@ def _actor(context: Context, spec: JobSpec, stage: PpoStage, notes: list[str]) -
         raise BadSpec(f"{path}: the tokenizer of {role.model} has no token that ends an answer")
     check_length(model, stage.max_length)
     # Taken before adapters stand in it.
-    base = SharedBase(model, tokenizer, context.order.inputs[path]) if stage.share_base else None
+    base = (
+        SharedBase(model, tokenizer, context.order.inputs[path])
+        if isinstance(stage, PpoStage) and stage.share_base
+        else None
+    )
 
     def objective(whole: nn.Module, batch: Any) -> Tensor:
         if isinstance(batch, MicroBatch):  # dialogues to go on learning from
             return token_loss_sum(whole, batch)
+        if isinstance(batch, GroupBatch):
+            assert isinstance(stage, GroupStage)
+            return group_sums(whole, batch, stage.group, stage.rollout.temperature)
+        assert isinstance(stage, PpoStage)
         return policy_sums(
             whole, batch, clip=stage.ppo.clip, temperature=stage.rollout.temperature, entropy=stage.ppo.entropy
         )
@@ -179,7 +192,7 @@ def _critic(
 
 def _learner(
     spec: JobSpec,
-    stage: PpoStage,
+    stage: RlStage,
     name: str,
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -187,7 +200,7 @@ def _learner(
     notes: list[str],
 ) -> Learner:
     """A role that is trained. What is no PeftModel yet gets the role's adapters, if it has any."""
-    role = stage.actor if name == "actor" else stage.critic
+    role = stage.learners[name]
     inner = transformer(model)
     if role.gradient_checkpointing:
         if not inner.supports_gradient_checkpointing:
@@ -208,12 +221,12 @@ def _learner(
         engine,
         Loaded(trained, tokenizer),
         optimizer,
-        learning_rate_of(PpoStage.traits, optimizer, lora),
+        learning_rate_of(stage.traits, optimizer, lora),
         deepspeed.precision,
     )
 
 
-def _reference(context: Context, spec: JobSpec, stage: PpoStage, actor: Learner, notes: list[str]) -> Frozen | None:
+def _reference(context: Context, spec: JobSpec, stage: RlStage, actor: Learner, notes: list[str]) -> Frozen | None:
     role = stage.reference
     if role.model is None and stage.actor.lora is not None:
         return None
@@ -231,7 +244,7 @@ def _reference(context: Context, spec: JobSpec, stage: PpoStage, actor: Learner,
 
 
 def _rewards(
-    context: Context, spec: JobSpec, stage: PpoStage, actor: Learner, base: SharedBase | None, notes: list[str]
+    context: Context, spec: JobSpec, stage: RlStage, actor: Learner, base: SharedBase | None, notes: list[str]
 ) -> dict[str, RewardModel]:
     made = {}
     for number, term in enumerate(stage.reward.terms):

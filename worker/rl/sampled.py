@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-from worker.contract.ppo import PpoStage
+from worker.contract.ppo import RlStage
 from worker.distributed import Ranks
 from worker.errors import Interrupted
 from worker.rl.course import Course
@@ -26,7 +26,7 @@ _PER_SLOT = 4
 class Sampled:
     """The actor's answers on one rank."""
 
-    def __init__(self, stage: PpoStage, roles: Roles, ranks: Ranks, course: Course):
+    def __init__(self, stage: RlStage, roles: Roles, ranks: Ranks, course: Course):
         self._stage, self._roles, self._ranks, self._course = stage, roles, ranks, course
 
     def answer(

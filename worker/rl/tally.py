@@ -37,7 +37,8 @@ class Sums:
 
     def over(self, ranks: Ranks) -> dict[str, float]:
         """Means over the update's tokens, on all ranks."""
-        policy, value = torch.stack(self._policy).double(), torch.stack(self._value).double()
+        policy = torch.stack(self._policy).double()
+        value = torch.stack(self._value).double() if self._value else torch.zeros(1, len(VALUE_SUMS))
         ptx = float(torch.stack(self._ptx).double().sum()) if self._ptx else 0.0
         added = ranks.sum([*policy.sum(0).tolist(), *value.sum(0).tolist(), ptx])
         of_policy = dict(zip(POLICY_SUMS, added, strict=False))
@@ -51,33 +52,34 @@ class Sums:
             "entropy": of_policy["entropy"] / tokens,
             "step_kl": of_policy["step_kl"] / tokens,
             "ratio_error": max(errors),
-            "value_loss": of_value["loss"] / tokens,
-            "values_clipped": of_value["clipped"] / tokens,
         }
+        if self._value:
+            told |= {"value_loss": of_value["loss"] / tokens, "values_clipped": of_value["clipped"] / tokens}
         if self._ptx_trained:
             told["ptx_loss"] = added[-1] / self._ptx_trained
         return told
 
 
-def metrics(hand: Hand, credit: Credit, *, coef: float, lr: float) -> dict[str, float]:
-    """An iteration's curves, by the names of `worker.contract.metrics`."""
+def metrics(hand: Hand, credit: Credit, *, stage: str, coef: float, lr: float) -> dict[str, float]:
+    """An iteration's curves, by the names of `worker.contract.metrics`; its own begin with the `stage`'s."""
     kl, tokens = credit.kl.double().sum(1), credit.mask.sum()
     found = {
-        "ppo/reward": fmean(one.reward for one in hand.judged),
-        "ppo/return": float((credit.scores.double() - coef * kl).mean()),
-        "ppo/kl": float(kl.mean()),
-        "ppo/kl_token": float(k3(credit.kl.double())[credit.mask].sum() / tokens),
-        "ppo/kl_coef": coef,
-        "ppo/explained_variance": explained_variance(credit.returns, credit.values, credit.mask),
-        "ppo/length": float(tokens) / len(hand.everyone),
-        "ppo/ended": fmean(answer.ended for answer in hand.everyone),
+        f"{stage}/reward": fmean(one.reward for one in hand.judged),
+        f"{stage}/return": float((credit.scores.double() - coef * kl).mean()),
+        f"{stage}/kl": float(kl.mean()),
+        f"{stage}/kl_token": float(k3(credit.kl.double())[credit.mask].sum() / tokens),
+        f"{stage}/kl_coef": coef,
+        f"{stage}/length": float(tokens) / len(hand.everyone),
+        f"{stage}/ended": fmean(answer.ended for answer in hand.everyone),
         "train/lr": lr,
-        **{f"ppo/{name}": fmean(update[name] for update in hand.tally) for name in _MEANS if name in hand.tally[0]},
-        "ppo/ratio_error": hand.tally[0]["ratio_error"],
-        "ppo/step_kl": hand.tally[-1]["step_kl"],
+        **{f"{stage}/{name}": fmean(update[name] for update in hand.tally) for name in _MEANS if name in hand.tally[0]},
+        f"{stage}/ratio_error": hand.tally[0]["ratio_error"],
+        f"{stage}/step_kl": hand.tally[-1]["step_kl"],
         **{f"time/{name}": seconds for name, seconds in hand.seconds.items()},
-        "ppo/generated_per_second": float(tokens) / max(1e-9, hand.seconds.get("generate", 0.0)),
+        f"{stage}/generated_per_second": float(tokens) / max(1e-9, hand.seconds.get("generate", 0.0)),
     }
+    if "value_loss" in hand.tally[0]:
+        found[f"{stage}/explained_variance"] = explained_variance(credit.returns, credit.values, credit.mask)
     for title in hand.judged[0].terms:
         found[f"reward/{title}"] = fmean(one.terms[title] for one in hand.judged)
     return found

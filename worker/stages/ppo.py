@@ -7,137 +7,65 @@ One iteration, which is one step of the job:
     credit     the reward and the price of the KL become advantages and returns of tokens    worker/rl/advantages.py
     learn      clipped updates of actor and critic, over epochs and minibatches              worker/rl/objectives.py
 
-All ranks hold the whole iteration, and do their share of each part; what they compute of it together is the same for
-any number of them. What happens around an iteration (going on, stopping, saving, telling) is `worker/rl/course.py`.
-docs/ppo.md reads this file against the papers.
+What all methods have of that is in `worker/rl/iterations.py`; here are credit and learn. docs/ppo.md reads them against
+the papers.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from torch import Tensor
+import torch
 
 from worker.context import Context
 from worker.contract.ppo import PpoStage
 from worker.contract.protocol import Output
-from worker.distributed import Ranks, check_accelerator
-from worker.memory import explained
+from worker.distributed import Ranks
+from worker.engine import Engine
 from worker.rl import tally
 from worker.rl.advantages import gae, token_rewards, whiten
-from worker.rl.course import Course, Kept
+from worker.rl.course import Kept
 from worker.rl.credit import Credit
-from worker.rl.experience import Rolled, by_term, minibatches, padded, shares
 from worker.rl.hand import Hand
-from worker.rl.held_out import HeldOut, Opening
-from worker.rl.judge import Judge
+from worker.rl.iterations import Iterations, learn_by
 from worker.rl.kl import AdaptiveKl, k1
-from worker.rl.lookout import Lookout
-from worker.rl.material import Material, prepare
-from worker.rl.objectives import PolicyBatch, ValueBatch, answer_batch
-from worker.rl.preflight import preflight
-from worker.rl.prompts import of_iteration
-from worker.rl.rewards import scaled, weighted
-from worker.rl.roles import Learner, Roles, load_roles
-from worker.rl.sampled import Sampled
-from worker.rl.statistics import RunningStatistics
-from worker.schedule import learning_rate
-from worker.state import seed_everything
-from worker.stopwatch import Stopwatch
+from worker.rl.material import Material
+from worker.rl.objectives import AnswerBatch, PolicyBatch, ValueBatch
+from worker.rl.roles import Learner, Roles
 
 
 def run(context: Context) -> list[Output]:
     """Trains the spec's actor and critic. Gives the outputs on rank 0. Raises WorkerFailure."""
-    spec = context.order.spec
-    assert isinstance(spec.stage, PpoStage)
-    check_accelerator(spec)
-    ranks = Ranks(context.rank, context.world)
-    with context.channel.working():
-        roles = load_roles(context)
-        material = prepare(context, roles)
-        seed_everything(spec.stage.seed, context.rank)
-        ppo = Ppo(context, ranks, roles, material)
-    return ppo.run()
+    return learn_by(Ppo, context)
 
 
-class Ppo:
-    """One rank's part of a PPO, from its first iteration to its outputs."""
+class Ppo(Iterations[PpoStage]):
+    """Actor and critic."""
 
     def __init__(self, context: Context, ranks: Ranks, roles: Roles, material: Material):
         stage = context.order.spec.stage
         assert isinstance(stage, PpoStage)
-        self.spec, self.stage, self.ppo = context.order.spec, stage, stage.ppo
-        self.ranks, self.roles, self.material = ranks, roles, material
-        self.kl = AdaptiveKl.of(stage.ppo.kl)
-        self.seen = RunningStatistics()
-        self.lookout = Lookout(stage.guards, roles)
-        opening = Opening()
-        kept: dict[str, Kept] = {"kl": self.kl, "rewards": self.seen, "guards": self.lookout, "opening": opening}
-        self.course = Course(context, roles, ranks, kept, material.hash)
-        self.sampled = Sampled(stage, roles, ranks, self.course)
-        self.judge = Judge(roles, stage, self.course)
-        self.judge.check(material.prompts, material.held_out)
-        self.held_out = HeldOut(self.spec, material.held_out, self.sampled, self.judge, ranks, opening)
+        self.ppo, self.kl = stage.ppo, AdaptiveKl.of(stage.ppo.kl)
+        super().__init__(context, ranks, roles, material)
 
-    def run(self) -> list[Output]:
-        """Goes on from where the course is, to the end."""
-        self.course.begin()
-        if self.course.step < self.stage.steps:
-            preflight(self.spec, self.roles, self.material.prompts)
-            self.lookout.begin()
-        self._evaluate_if_due()
-        while self.course.step < self.stage.steps:
-            self._iterate()
-            self._evaluate_if_due()
-            if self.course.step % self.spec.checkpoint.every_steps == 0:
-                self.course.save(must=False)
-        return self.course.hand_over()
+    def kept(self) -> Mapping[str, Kept]:
+        """The price of the KL, which adapts."""
+        return {"kl": self.kl}
 
-    def _iterate(self) -> None:
-        """One iteration, or what is left of the one in hand."""
-        hand = self.course.hand = self.course.hand or Hand(step=self.course.step + 1)
-        watch = Stopwatch(self.roles.actor.engine.settle, hand.seconds)
-        if not hand.judged:
-            with watch("generate"), explained(self.spec, f"sampling {self.stage.rollout.slots} answers at a time"):
-                self._roll_out(hand)
-            with watch("score"), explained(self.spec, "judging the answers"):
-                self._judge(hand)
-        credit = self._credit(hand)
-        with watch("update"), explained(self.spec, f"step {hand.step}"):
-            self._learn(hand, credit)
-        self._conclude(hand, credit)
+    @property
+    def coef(self) -> float:
+        """The price of a nat of KL in this iteration."""
+        return self.kl.coef
 
-    # roll out ---------------------------------------------------------------------------------------------------------
-
-    def _roll_out(self, hand: Hand) -> None:
-        """Answers to this rank's share of the iteration's prompts, chunk by chunk: a finished one is never lost."""
-        count = self.stage.rollout.prompts
-        rows = of_iteration(len(self.material.prompts), seed=self.stage.seed, step=hand.step, prompts=count)
-        mine = [(index, rows[index]) for index in range(self.ranks.rank, count, self.ranks.world)]
-        self.course.context.channel.report("generating")
-        self.sampled.answer(self.material.prompts, mine[len(hand.rolled) :], step=hand.step, into=hand.rolled)
-
-    # judge ------------------------------------------------------------------------------------------------------------
-
-    def _judge(self, hand: Hand) -> None:
-        """What is made of all answers. Each rank judges those that it trains on first, in the same micro-batches."""
-        self.course.context.channel.report("scoring")
-        everyone = sorted(self.ranks.gather(hand.rolled), key=lambda answer: answer.index)
-        groups = [group for rows in self._minibatches(hand, 0, len(everyone)) for group in self._share(rows, everyone)]
-        judged = dict(self.ranks.gather(self.judge.of(everyone, self.material.prompts, groups)))
-        ordered = [judged[place] for place in range(len(everyone))]
-        rewards = weighted(self.stage.reward, by_term(ordered), [answer.ended for answer in everyone])
-        self.seen.update(rewards)
-        scores = scaled(self.stage.reward, rewards, self.seen)
-        hand.everyone = everyone
-        hand.judged = [
-            replace(one, reward=reward, score=score)
-            for one, reward, score in zip(ordered, rewards, scores, strict=True)
-        ]
+    @property
+    def critic(self) -> Learner:
+        """What foresees the reward."""
+        assert self.roles.critic is not None
+        return self.roles.critic
 
     # credit -----------------------------------------------------------------------------------------------------------
 
-    def _credit(self, hand: Hand) -> Credit:
+    def credit(self, hand: Hand) -> Credit:
         """What each token was worth. Tensors are [answers, tokens of the longest]; all ranks compute the same."""
         told = Credit.of(hand.judged)
         kl = k1(told.logprobs - told.reference)
@@ -149,23 +77,13 @@ class Ppo:
 
     # learn ------------------------------------------------------------------------------------------------------------
 
-    def _learn(self, hand: Hand, credit: Credit) -> None:
-        """Clipped updates: `epochs` passes over the answers, each in `minibatches` parts of a new order."""
-        self.course.context.channel.report("training")
-        for update in range(hand.updates, self.ppo.epochs * self.ppo.minibatches):
-            epoch, part = divmod(update, self.ppo.minibatches)
-            rows = self._minibatches(hand, epoch, len(hand.everyone))[part]
-            measured = self._update(hand, credit, rows, update)
-            hand.tally.append(measured)
-            hand.updates = update + 1
-
-    def _update(self, hand: Hand, credit: Credit, rows: Sequence[int], update: int) -> dict[str, float]:
+    def update(self, hand: Hand, credit: Credit, rows: Sequence[int], update: int) -> dict[str, float]:
         """One update of actor and critic by the answers at `rows`. Gives what it measured, over all ranks."""
-        actor, critic = self.roles.actor.engine, self.roles.critic.engine
+        actor, critic = self.roles.actor.engine, self.critic.engine
         # DeepSpeed averages over ranks, so the world's size makes a sum of it again: losses are means over all tokens
         # of the minibatch, however they are spread over ranks and micro-batches.
         weight = self.ranks.world / sum(len(hand.everyone[row].answer) for row in rows)
-        groups = self._share(rows, hand.everyone)
+        groups = self.share(rows, hand.everyone)
         practice = self.material.practice(self.spec, self.ranks, hand.step, update, len(rows))
         measured = tally.Sums()
         for number, group in enumerate(groups, start=1):
@@ -180,71 +98,31 @@ class Ppo:
             nats = actor.train_micro(batch, weight=self.ppo.ptx * self.ranks.world / practice.trained, last=last)
             measured.ptx(nats, practice.trained)
         told = measured.over(self.ranks)
-        # Checked before the step, so that not even this process has weights that are no numbers.
-        for name in ("policy_loss", "value_loss"):
-            if not math.isfinite(told[name]):
-                raise self.course.diverged(f"the {name.replace('_', ' ')} of step {hand.step} is {told[name]}")
-        if update == 0:
-            self.lookout.first_ratio(self.course, hand.step, told["ratio_error"])
-        told["actor_grad_norm"] = self._step(self.roles.actor, hand, "actor")
-        told["critic_grad_norm"] = self._step(self.roles.critic, hand, "critic")
+        self.check_losses(told, hand, update)
+        told["actor_grad_norm"] = self.step(self.roles.actor, hand, "actor")
+        told["critic_grad_norm"] = self.step(self.critic, hand, "critic")
         return told
-
-    def _step(self, learner: Learner, hand: Hand, name: str) -> float:
-        """Steps one engine, which clips its own gradient. Gives its norm before that."""
-        norm = learner.engine.step(self._lr(learner, hand.step))
-        if not math.isfinite(norm):
-            raise self.course.diverged(f"the gradient's norm of the {name} in step {hand.step} is {norm}")
-        return norm
 
     def _batches(self, hand: Hand, credit: Credit, group: Sequence[int]) -> tuple[PolicyBatch, ValueBatch]:
         """A micro-batch for the actor and the same for the critic: [rows, time], prompts with answers."""
-        answers = [hand.everyone[row] for row in group]
-        batch = answer_batch([a.prompt for a in answers], [a.answer for a in answers], pad_id=self.roles.pad_id)
-        starts = [len(a.prompt) - 1 for a in answers]
-        shape = (batch.input_ids.shape[0], batch.input_ids.shape[1])
+        batch, told = self.batch_of(
+            hand, group,
+            old_logprobs=credit.logprobs, advantages=credit.advantages,
+            old_values=credit.values, returns=credit.returns,
+        )  # fmt: skip
+        policy = {name: told[name] for name in ("old_logprobs", "advantages")}
+        value = {name: told[name] for name in ("old_values", "returns")}
+        return PolicyBatch(**vars(batch), **policy), ValueBatch(**vars(batch), **value)
 
-        def placed(tokens: Tensor) -> Tensor:
-            rows = [tokens[row, : len(a.answer)].numpy() for row, a in zip(group, answers, strict=True)]
-            return padded(rows, shape, starts)
-
-        return (
-            PolicyBatch(**vars(batch), old_logprobs=placed(credit.logprobs), advantages=placed(credit.advantages)),
-            ValueBatch(**vars(batch), old_values=placed(credit.values), returns=placed(credit.returns)),
-        )
+    def worthless(self, batch: AnswerBatch) -> list[tuple[Engine, Any]]:
+        """Both, with advantages and returns of 0."""
+        nothing = torch.zeros(batch.input_ids.shape)
+        policy = PolicyBatch(**vars(batch), old_logprobs=nothing, advantages=nothing)
+        value = ValueBatch(**vars(batch), old_values=nothing, returns=nothing)
+        return [(self.roles.actor.engine, policy), (self.critic.engine, value)]
 
     # conclude ---------------------------------------------------------------------------------------------------------
 
-    def _conclude(self, hand: Hand, credit: Credit) -> None:
-        """Ends an iteration: the price of the KL and the average of the weights follow it, and it is told."""
-        metrics = tally.metrics(hand, credit, coef=self.kl.coef, lr=self._lr(self.roles.actor, hand.step))
+    def concluded(self, hand: Hand, metrics: dict[str, float]) -> None:
+        """The price of the KL follows."""
         self.kl.update(metrics["ppo/kl"], len(hand.everyone))
-        if self.course.ema is not None:
-            self.course.ema.update()
-        tokens = sum(len(answer.answer) for answer in hand.everyone)
-        self.course.done(hand, tokens)
-        self.course.report(metrics, speed=tokens / max(1e-9, sum(hand.seconds.values())))
-        self.sampled.show(hand, credit, self.material.prompts, self.judge)
-        self.lookout.look(self.course, metrics)
-
-    def _evaluate_if_due(self) -> None:
-        """Evaluates before the first step, every so many and after the last; each step once, over all attempts."""
-        step, settings = self.course.step, self.spec.evaluate
-        every = settings.every_steps if settings else None
-        due = step in (0, self.stage.steps) or (every is not None and step % every == 0)
-        if not self.material.held_out or not due or self.course.evaluated == step or self.course.hand is not None:
-            return
-        metrics, found = self.held_out.evaluate(step)
-        self.course.evaluated = step
-        self.course.report(metrics)
-        self.lookout.held_out(self.course, found)
-
-    def _minibatches(self, hand: Hand, epoch: int, count: int) -> list[list[int]]:
-        return minibatches(count, parts=self.ppo.minibatches, seed=self.stage.seed, step=hand.step, epoch=epoch)
-
-    def _share(self, rows: Sequence[int], answers: Sequence[Rolled]) -> list[list[int]]:
-        lengths = [len(answer) for answer in answers]
-        return shares(rows, lengths, rank=self.ranks.rank, world=self.ranks.world, micro_batch=self.spec.micro_batch)
-
-    def _lr(self, learner: Learner, step: int) -> float:
-        return learning_rate(step, peak=learner.peak_lr, steps=self.stage.steps, optimizer=learner.optimizer)
