@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from worker.contract.describe import default, meaning, models_in, type_of
 from worker.contract.metrics import FAMILIES, METRICS
-from worker.contract.ppo import PpoStage
+from worker.contract.ppo import RlStage
 from worker.contract.rewards import ExactMatchTerm, LengthTerm, ModelTerm, RegexTerm, SentimentTerm, ServiceTerm
 from worker.contract.rows import RowKind
 from worker.contract.spec import STAGES, JobSpec
@@ -58,10 +58,14 @@ _TERMS: dict[str, type[BaseModel]] = {
 def _sections() -> Iterator[tuple[str, type[BaseModel], type[BaseModel] | None]]:
     """Title, model, and the model whose fields are told of before."""
     yield "stage, for every kind of training", TrainStage, None
+    told: set[type[BaseModel]] = set()
     for name, stage in STAGES.items():
-        yield f"stage: {name}", stage, TrainStage if issubclass(stage, TrainStage) else None
-        if stage is PpoStage:
+        base: type[BaseModel] | None = next((kind for kind in (TrainStage, RlStage) if issubclass(stage, kind)), None)
+        if base is RlStage and base not in told:
+            told.add(base)
+            yield "stage, for every kind of reinforcement learning", RlStage, None
             yield from ((f"a term of a reward: {kind}", term, None) for kind, term in _TERMS.items())
+        yield f"stage: {name}", stage, base
 
 
 def _rows() -> str:

@@ -8,19 +8,21 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from client.api import Client
 from client.problems import Problem, Unreachable
 from client.records import Event, Job, Pipeline, Point, Step
+from worker.contract.spec import STAGES
 
 # For how many seconds nobody may answer.
 PATIENCE = 600.0
 _EVENTS_SHOWN = 6
-# What tells most of how a stage does; of the others it is the loss.
-_HEADLINES = {"ppo": "ppo/reward", "evaluate": "eval/reward"}
 New = TypeVar("New")
 Told = TypeVar("Told")
 
 
 def headline(stage: str) -> str:
     """The curve that tells most of how a stage does."""
-    return _HEADLINES.get(stage, "train/loss")
+    if stage == "evaluate":
+        return "eval/reward"
+    # A newer control plane may have stages that are not known here.
+    return getattr(getattr(STAGES.get(stage), "traits", None), "headline", "train/loss")
 
 
 class News(NamedTuple):

@@ -62,7 +62,6 @@ class Rloo(Group):
 class GroupStage(RlStage):
     """What the stages that compare groups of answers have."""
 
-    traits: ClassVar[Traits] = Traits(rows=("prompt",), lr=1e-6, lr_of_lora=1e-5)
     begun: ClassVar[dict[str, Any]] = {
         "actor": {"model": "models/sft"},
         "reward": {"terms": [{"model": "models/reward"}]},
@@ -94,6 +93,7 @@ class GrpoStage(GroupStage):
     variant is told by `grpo`.
     """
 
+    traits: ClassVar[Traits] = Traits(rows=("prompt",), lr=1e-6, lr_of_lora=1e-4, headline="grpo/reward")
     type: Literal["grpo"]
     grpo: Grpo = Grpo()
 
@@ -110,6 +110,7 @@ class RlooStage(GroupStage):
     A step is one iteration: a rollout of `rollout.prompts` prompts with `answers` answers each, and its updates.
     """
 
+    traits: ClassVar[Traits] = Traits(rows=("prompt",), lr=1e-6, lr_of_lora=1e-4, headline="rloo/reward")
     type: Literal["rloo"]
     rloo: Rloo = Rloo()
 

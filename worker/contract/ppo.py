@@ -163,7 +163,7 @@ class RlStage(Strict):
 class PpoStage(RlStage):
     """Reinforcement learning from a reward. A step is one iteration: a rollout and its updates."""
 
-    traits: ClassVar[Traits] = Traits(rows=("prompt",), lr=1e-6, lr_of_lora=1e-4)
+    traits: ClassVar[Traits] = Traits(rows=("prompt",), lr=1e-6, lr_of_lora=1e-4, headline="ppo/reward")
     begun: ClassVar[dict[str, Any]] = {
         "actor": {"model": "models/sft"},
         "critic": {"model": "models/reward"},

@@ -61,13 +61,13 @@ def _fields(model: type[BaseModel], indent: str, given: dict[str, Any], skip: tu
         if name in given:
             yield from _line(indent, indent, name, _value(given[name]), field)
         else:
-            yield from _commented(name, field, f"{indent}# ", f"{indent}# ")
+            value = field.get_default(call_default_factory=True)
+            yield from _commented(name, field, value, f"{indent}# ", f"{indent}# ")
 
 
-def _commented(name: str, field: FieldInfo, margin: str, indent: str) -> Iterator[str]:
-    """A field with what is in it, as comments. `margin` is where they begin, `indent` where this field does."""
+def _commented(name: str, field: FieldInfo, value: Any, margin: str, indent: str) -> Iterator[str]:
+    """A field with its value and what is in it, as comments; these begin at `margin`, this field at `indent`."""
     inner = models_in(field.annotation)
-    value = field.get_default(call_default_factory=True)
     if name in _ELSEWHERE and inner:
         yield f"{indent}{name}:{'' if value is None else ' {}'}".ljust(_COLUMN) + f"  # {_ELSEWHERE[name]}"
         return
@@ -76,7 +76,8 @@ def _commented(name: str, field: FieldInfo, margin: str, indent: str) -> Iterato
     if parts and not any(part.is_required() for part in parts.values()):
         yield from _line(margin, indent, name, "", field, inner[0])
         for part, its in parts.items():
-            yield from _commented(part, its, margin, f"{indent}  ")
+            default = its.get_default(call_default_factory=True) if value is None else getattr(value, part)
+            yield from _commented(part, its, default, margin, f"{indent}  ")
         return
     if isinstance(value, BaseModel):
         value = value.model_dump()

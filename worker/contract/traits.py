@@ -36,5 +36,7 @@ class Traits:
     models: tuple[str, ...] = ()
     """Other language models that it asks, by their fields, such as `teacher.model`. They are frozen; beside the
     reference there may be a `deepspeed`."""
+    headline: str = "train/loss"
+    """The curve that tells most of how it does."""
     worded: bool = True
     """Whether the loss is made of logits over the vocabulary."""
