@@ -1,12 +1,13 @@
-"""Log-probabilities of tokens from logits, in fp32 and in chunks: a few numbers a token are kept, whatever the vocabulary."""
+"""Log-probabilities of tokens, in fp32 and in chunks: a few numbers a token are kept, whatever the vocabulary."""
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from worker.losses import chunks
+from worker.losses import Labelled, chunks, labelled_logits
+from worker.packing import IGNORED
 
 
 def token_logprobs(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
@@ -14,6 +15,13 @@ def token_logprobs(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> 
     chosen: Tensor
     chosen, _ = _LogProbabilities.apply(logits, labels, temperature, False)
     return chosen
+
+
+def log_probabilities(model: nn.Module, batch: Labelled, temperature: float = 1.0) -> Tensor:
+    """What each labelled token had for a log-probability, in nats, 0 elsewhere: [rows, time] in fp32."""
+    mask = batch.labels != IGNORED
+    chosen = token_logprobs(labelled_logits(model, batch), batch.labels[mask], temperature)
+    return torch.zeros(mask.shape, dtype=torch.float32, device=mask.device).masked_scatter(mask, chosen)
 
 
 def with_entropy(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from worker import losses
-from worker.logprobs import with_entropy
+from worker.logprobs import log_probabilities, with_entropy
 from worker.packing import IGNORED
 from worker.rl.objectives import (
     POLICY_SUMS,
@@ -22,7 +22,6 @@ from worker.rl.objectives import (
     PolicyBatch,
     ValueBatch,
     answer_batch,
-    log_probabilities,
     policy_sums,
     value_sums,
 )

@@ -35,7 +35,7 @@ Said = Annotated[str, Field(min_length=1)] | Annotated[list[Turn], Field(min_len
 
 
 class Pair(Row):
-    """A row for reward, dpo and orpo: two answers to a prompt, of which the first is better, by `margin` if that is known."""
+    """A row for reward, dpo and orpo: two answers, of which the first is better, by `margin` if that is known."""
 
     prompt: Said
     chosen: Annotated[str, Field(min_length=1)]

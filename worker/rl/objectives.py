@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from worker.logprobs import token_logprobs, with_entropy
+from worker.logprobs import with_entropy
 from worker.losses import labelled_logits
 from worker.packing import IGNORED
 from worker.scores import values
@@ -93,13 +93,6 @@ def answer_batch(
         labels[row, first - 1 : end - 1] = answer
     positions = torch.arange(max(lengths)).repeat(len(lengths), 1)
     return AnswerBatch(torch.from_numpy(input_ids), positions, torch.from_numpy(labels), torch.tensor(lengths))
-
-
-def log_probabilities(model: nn.Module, batch: AnswerBatch, temperature: float) -> Tensor:
-    """What each token of the answers had for a log-probability, in nats, 0 elsewhere: [rows, time] in fp32."""
-    mask = batch.mask
-    chosen = token_logprobs(labelled_logits(model, batch), batch.labels[mask], temperature)
-    return torch.zeros(mask.shape, dtype=torch.float32, device=mask.device).masked_scatter(mask, chosen)
 
 
 def policy_sums(
