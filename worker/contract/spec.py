@@ -11,13 +11,23 @@ from worker.contract.names import LabelledName
 from worker.contract.parts import DeepSpeed, Lora, Optimizer
 from worker.contract.pod import Pod
 from worker.contract.ppo import PpoStage
+from worker.contract.preference import DpoStage, KtoStage, OrpoStage
 from worker.contract.stages import PretrainStage, RehearseStage, RewardStage, SftStage, TrainStage
 from worker.contract.traits import Traits
 from worker.contract.values import Duration, Name, PositiveInt, Quantity, Reference, Strict
 
 # The registry: a stage is one entry here, its class in the contract, and the module `worker.stages.<type>`.
 Stage = Annotated[
-    PretrainStage | SftStage | RewardStage | DistillStage | PpoStage | EvaluateStage | RehearseStage,
+    PretrainStage
+    | SftStage
+    | RewardStage
+    | DpoStage
+    | OrpoStage
+    | KtoStage
+    | DistillStage
+    | PpoStage
+    | EvaluateStage
+    | RehearseStage,
     Field(discriminator="type"),
 ]
 

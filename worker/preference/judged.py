@@ -72,7 +72,7 @@ def load_judgements(source: Input, stage: TrainStage, tokenizer: PreTrainedToken
     found = []
     nothing = np.zeros(0, dtype=np.int32)
     try:
-        rows = read_rows(path, stage.type)
+        rows = read_rows(path, stage.traits.rows)
         for row, (ids,), prompt in encode_answers(rows, tokenizer, end, max_length=stage.max_length, truncate=cut):
             assert isinstance(row, Judged)
             found.append(Judgement(ids[:prompt], ids[prompt:], row.label, nothing, nothing))
@@ -84,7 +84,7 @@ def load_judgements(source: Input, stage: TrainStage, tokenizer: PreTrainedToken
 
 
 def check_labels(judgements: Sequence[Judgement], reference: str) -> None:
-    """Raises BadData where all answers have the same label."""
+    """Raises BadData where all answers to learn from have the same label."""
     labels = {judgement.wanted for judgement in judgements}
     if len(labels) == 1:
         only = "true" if labels == {True} else "false"
@@ -101,6 +101,8 @@ def partnered(
 
     No row's partner answers the same prompt; and unless most rows share one prompt, every answer is a partner's once.
     """
+    if not judgements:
+        return []
     rng = np.random.default_rng([seed, len(judgements)])
     groups: dict[bytes, list[int]] = {}
     for index in rng.permutation(len(judgements)).tolist():

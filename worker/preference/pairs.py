@@ -1,7 +1,7 @@
 """Rows of compared answers for dpo and orpo: what is read of a file, and what a rank takes at a time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from worker.contract.order import Input
 from worker.contract.stages import TrainStage
 from worker.data import read_rows, unchanged
+from worker.dataset import Dataset
 from worker.dialogue import answer_end
 from worker.errors import BadData
 from worker.logprobs import log_probabilities
@@ -34,7 +35,7 @@ def load_preferences(source: Input, stage: TrainStage, tokenizer: PreTrainedToke
     path = unchanged(source)
     end = answer_end(tokenizer, stage.model if isinstance(stage.model, str) else "the model from scratch")
     try:
-        rows = list(read_rows(path, stage.type))
+        rows = list(read_rows(path, stage.traits.rows))
         made = encode_pairs(rows, tokenizer, end, max_length=stage.max_length, truncate=stage.data.truncate)
         found = []
         for (line, _), comparison in zip(rows, made, strict=True):
@@ -56,14 +57,18 @@ def _check_differ(comparison: Comparison, line: int) -> None:
             )
 
 
-def numbered(comparisons: Sequence[Comparison], first: int) -> list[Preference]:
-    """Comparisons with their answers' numbers, counted from `first`."""
-    found = []
-    for comparison in comparisons:
-        told = {field.name: getattr(comparison, field.name) for field in fields(Comparison)}
-        found.append(Preference(**told, number=first))
-        first += len(comparison.answers)
-    return found
+def numbered(dataset: Dataset) -> tuple[Dataset, int]:
+    """A job's comparisons with their answers' numbers, and how many answers there are."""
+    count = 0
+
+    def told(comparison: Comparison) -> Preference:
+        nonlocal count
+        number, count = count, count + len(comparison.answers)
+        known = {field.name: getattr(comparison, field.name) for field in fields(Comparison)}
+        return Preference(**known, number=number)
+
+    train, held_out = ([told(row) for row in rows] for rows in (dataset.train, dataset.held_out))
+    return replace(dataset, train=train, held_out=held_out), count
 
 
 @dataclass(frozen=True)
