@@ -85,9 +85,7 @@ class PreferenceBatch(PairBatch):
         return None
 
 
-def collate_preferences(
-    rows: Sequence[Sequence[Preference]], *, pad_id: int, prompts: bool = False
-) -> PreferenceBatch:
+def collate_preferences(rows: Sequence[Sequence[Preference]], *, pad_id: int, prompts: bool = False) -> PreferenceBatch:
     """Rows (of one comparison each) as one micro-batch. No rows at all: one token of padding.
 
     With `prompts` the tokens of a better answer's prompt are asked for, too.
