@@ -28,11 +28,10 @@ MODEL = {
     "max_position_embeddings": 512,
 }
 SETTINGS: dict[str, dict[str, Any]] = {
-    "dpo": {"stage__optimizer": {"lr": 1e-3, "warmup": 0.1}},
-    "orpo": {"stage__optimizer": {"lr": 2e-3, "warmup": 0.1}, "stage__beta": 0.5},
-    "kto": {"stage__optimizer": {"lr": 2e-3, "warmup": 0.1}},
+    "dpo": {"stage__steps": 40, "stage__optimizer": {"lr": 1e-3, "warmup": 0.1}},
+    "orpo": {"stage__steps": 40, "stage__optimizer": {"lr": 3e-3, "warmup": 0.1}, "stage__beta": 1.0},
+    "kto": {"stage__steps": 60, "stage__optimizer": {"lr": 5e-4, "warmup": 0.1}},
 }
-STEPS = 40
 
 
 def spanish() -> list[str]:
@@ -48,15 +47,19 @@ def spanish() -> list[str]:
 def rows(stage: str, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What is learnt from, and what is held out: a quarter of the openings, with replies of their own."""
     rng = random.Random(seed)
-    turns = [row["messages"][:2] for row in dialogues.rows()]
-    said = {opening["content"].lower(): (opening["content"], reply["content"]) for opening, reply in turns}
-    english, other = [said[opening] for opening in sorted(said)], spanish()
-    rng.shuffle(english)
+    said: dict[str, list[tuple[str, str]]] = {}
+    for row in dialogues.rows():
+        opening, reply = (turn["content"] for turn in row["messages"][:2])
+        said.setdefault(opening.lower(), []).append((opening, reply))
+    openings, other = sorted(said), spanish()
+    rng.shuffle(openings)
     rng.shuffle(other)
+    quarters = [openings[len(openings) // 4 :], openings[: len(openings) // 4]]
+    english = [[turns for opening in quarter for turns in said[opening]] for quarter in quarters]
     parts = []
     for of_english, of_spanish in (
-        (english[len(english) // 4 :], other[len(other) // 4 :]),
-        (english[: len(english) // 4], other[: len(other) // 4]),
+        (english[0], other[len(other) // 4 :]),
+        (english[1], other[: len(other) // 4]),
     ):
         compared = [(prompt, reply, rng.choice(of_spanish)) for prompt, reply in of_english]
         if stage == "kto":
@@ -80,14 +83,13 @@ def accuracy(pool: Pool, folder: Path, stage: str, seed: int) -> float:
         "stage__batch": 16,
         "stage__micro_batch": 16,
         "stage__max_length": 512,
-        "stage__steps": STEPS,
         "stage__seed": seed,
         "evaluate": {"data": "files/eval"},
     }
     made = Job(folder, jobs.spec(stage, **changes | SETTINGS[stage]), learnt, held_out=held_out)
     ended = pool.run(jobs.attempt, made, 1, timeout=300)[0]
     assert ended.outcome == "Finished", ended.message
-    return float(ended.curve("eval/accuracy")[STEPS])
+    return float(ended.curve("eval/accuracy")[SETTINGS[stage]["stage__steps"]])
 
 
 @pytest.mark.parametrize("stage", SETTINGS)

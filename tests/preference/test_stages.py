@@ -45,7 +45,7 @@ def test_training_begins_as_its_own_reference_and_goes_down(
     assert sum(ended.losses[step] for step in (10, 11, 12)) / 3 < first - 0.1
     assert ended.curve("train/accuracy")[1] == 0.5
     assert ended.curve("rewards/margin")[1] == 0.0
-    assert ended.curve("rewards/margin")[12] > 0.3
+    assert sum(ended.curve("rewards/margin").values()) > 1.0
     assert ended.curve("logps/chosen")[1] < -10
     assert list(ended.curve("eval/loss")) == [0, 6, 12]
     assert ended.curve("eval/loss")[0] == pytest.approx(first, abs=1e-7)

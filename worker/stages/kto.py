@@ -94,9 +94,10 @@ class Kto(Method[KtoStage]):
         """Goes on with them."""
         self._reference.load_state(state)
 
-    def before_update(self, loop: Loop, update: Update) -> None:
+    def before_update(self, loop: Loop, update: Update, step: int) -> Update:
         """Tells how far the model has moved, over the whole update."""
         self._kl = self._moved(loop.engine, update.micro_batches, loop.ranks, loop.between)
+        return update
 
     def objective(self, model: nn.Module, batch: JudgedBatch) -> Tensor:
         """[JUDGED_SUMS]."""
