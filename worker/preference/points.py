@@ -38,17 +38,18 @@ def pair_sums(losses: Tensor, rewards: Tensor, logprobs: Tensor, batch: PairBatc
 
 
 def of_pairs(sums: list[float], where: str) -> dict[str, float]:
-    """The points that `PAIR_SUMS` over all rows come to: `where` is `train/` or `eval/`, the loss is told by others."""
+    """The points that `PAIR_SUMS` over all rows come to, without the loss. Their names begin with `where`: an update's
+    with nothing, an evaluation's with `eval/`.
+    """
     _, rows, chosen, rejected, correct, pairs, logp_chosen, logp_rejected = sums[: len(PAIR_SUMS)]
     rows = max(1.0, rows)
-    before = "" if where == "train/" else where
     return {
-        f"{where}accuracy": correct / max(1.0, pairs),
-        f"{before}rewards/chosen": chosen / rows,
-        f"{before}rewards/rejected": rejected / rows,
-        f"{before}rewards/margin": (chosen - rejected) / rows,
-        f"{before}logps/chosen": logp_chosen / rows,
-        f"{before}logps/rejected": logp_rejected / rows,
+        f"{where or 'train/'}accuracy": correct / max(1.0, pairs),
+        f"{where}rewards/chosen": chosen / rows,
+        f"{where}rewards/rejected": rejected / rows,
+        f"{where}rewards/margin": (chosen - rejected) / rows,
+        f"{where}logps/chosen": logp_chosen / rows,
+        f"{where}logps/rejected": logp_rejected / rows,
     }
 
 
@@ -80,14 +81,13 @@ def judged_sums(losses: Tensor, rewards: Tensor, middle: float, logprobs: Tensor
 def of_judged(sums: list[float], where: str) -> dict[str, float]:
     """The points that `JUDGED_SUMS` over all rows come to; see `of_pairs`. None of a label that no row has."""
     _, wanted, unwanted, chosen, rejected, correct, logp_chosen, logp_rejected = sums
-    before = "" if where == "train/" else where
-    found = {f"{where}accuracy": correct / max(1.0, wanted + unwanted)}
+    found = {f"{where or 'train/'}accuracy": correct / max(1.0, wanted + unwanted)}
     if wanted:
-        found |= {f"{before}rewards/chosen": chosen / wanted, f"{before}logps/chosen": logp_chosen / wanted}
+        found |= {f"{where}rewards/chosen": chosen / wanted, f"{where}logps/chosen": logp_chosen / wanted}
     if unwanted:
-        found |= {f"{before}rewards/rejected": rejected / unwanted, f"{before}logps/rejected": logp_rejected / unwanted}
+        found |= {f"{where}rewards/rejected": rejected / unwanted, f"{where}logps/rejected": logp_rejected / unwanted}
     if wanted and unwanted:
-        found[f"{before}rewards/margin"] = chosen / wanted - rejected / unwanted
+        found[f"{where}rewards/margin"] = chosen / wanted - rejected / unwanted
     return found
 
 

@@ -100,7 +100,7 @@ class Dpo(Method[DpoStage]):
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
         """Rewards, their margin, accuracy and log-probabilities."""
-        return of_pairs(sums, "train/")
+        return of_pairs(sums, "")
 
     def evaluate(
         self, engine: Engine, batches: list[Any], ranks: Ranks, between: Callable[[], None]

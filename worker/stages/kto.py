@@ -115,7 +115,7 @@ class Kto(Method[KtoStage]):
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
         """Rewards, their margin, accuracy, log-probabilities and the divergence."""
-        return of_judged(sums, "train/") | {"kto/kl": self._kl}
+        return of_judged(sums, "") | {"kto/kl": self._kl}
 
     def evaluate(
         self, engine: Engine, batches: list[Any], ranks: Ranks, between: Callable[[], None]

@@ -59,12 +59,13 @@ class Orpo(Method[OrpoStage]):
         nats = -(said.everything / said.labelled)[batch.better]
         losses = nats + beta * odds_ratio(better, worse)
         sums = pair_sums(losses, beta * said.means, said.answers, batch)
-        more = [(told_ * batch.weights).sum() for told_ in (nats.detach(), log_odds(better, worse).detach())]
+        odds = log_odds(better, worse)
+        more = [(one.detach() * batch.weights).sum() for one in (nats, odds)]
         return torch.cat([sums, torch.stack(more)])
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
         """Rewards, their margin, accuracy, log-probabilities, the likelihood's loss and the odds."""
-        return _points(sums, "train/")
+        return _points(sums, "")
 
     def evaluate(
         self, engine: Engine, batches: list[Any], ranks: Ranks, between: Callable[[], None]
@@ -75,6 +76,6 @@ class Orpo(Method[OrpoStage]):
 
 
 def _points(sums: list[float], where: str) -> dict[str, float]:
-    before, rows = "" if where == "train/" else where, max(1.0, sums[1])
+    rows = max(1.0, sums[1])
     nats, odds = sums[len(PAIR_SUMS) :]
-    return of_pairs(sums, where) | {f"{before}orpo/nll": nats / rows, f"{before}orpo/log_odds": odds / rows}
+    return of_pairs(sums, where) | {f"{where}orpo/nll": nats / rows, f"{where}orpo/log_odds": odds / rows}
