@@ -43,6 +43,7 @@ _FORMS: dict[RowKind, str] = {
     "messages": '`{"messages": [{"role", "content"}]}`',
     "chosen": '`{"prompt", "chosen", "rejected", "margin"?}`',
     "answers": '`{"prompt", "answers": [{"text", "score"}]}`',
+    "completion": '`{"prompt", "completion", "label"}`',
     "prompt": '`{"prompt", "answer"?}`',
 }
 _TERMS: dict[str, type[BaseModel]] = {

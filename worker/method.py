@@ -15,7 +15,7 @@ from worker.context import Context
 from worker.contract.order import Input
 from worker.contract.stages import TrainStage
 from worker.data import load_samples
-from worker.dataset import Hashed
+from worker.dataset import Dataset, Hashed
 from worker.distributed import Ranks
 from worker.engine import Engine
 from worker.evaluation import evaluate
@@ -62,6 +62,10 @@ class Method(Generic[Stage]):
     def read(self, source: Input, tokenizer: PreTrainedTokenizerBase) -> Sequence[Hashed]:
         """The rows of a data file, in its order. Raises BadData, with the line where it can be told."""
         return load_samples(source, self.stage, tokenizer)
+
+    def prepare(self, dataset: Dataset) -> Dataset:
+        """All rows, once it is known which of them are held out: may give each what it needs. Raises BadData."""
+        return dataset
 
     def collate(self, rows: Sequence[Sequence[Any]], *, pad_id: int) -> Batch:
         """Makes a micro-batch of rows. No rows at all: something that takes part, and adds 0."""

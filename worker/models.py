@@ -148,6 +148,17 @@ def scalar_model(
     return model, tokenizer, learnt
 
 
+def without_dropout(model: torch.nn.Module) -> None:
+    """Switches dropout off for good: log-probabilities that are compared are then of one network, and no noise."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        # Attention takes its share as a plain number.
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
 def _pads_with(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     for config in (model.config, getattr(model, "generation_config", None)):
         if config is not None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from worker.contract.order import Input
-from worker.contract.rows import Pair, Ranked, Row, Turn
+from worker.contract.rows import Judged, Pair, Ranked, Row, Turn
 from worker.data import read_rows, unchanged
 from worker.dialogue import TemplateChanges, answer_end, answered
 from worker.errors import BadData
@@ -42,6 +42,8 @@ class Comparison:
     margins: NDArray[np.float32]  # [pairs]: by how much its score should be higher, at the least
     best: NDArray[np.int64]
     """Its best answers: those whose mean score normalises the model."""
+    prompt: int = 0
+    """Tokens of the prompt, with which each answer begins."""
 
     def __len__(self) -> int:
         """Real tokens of all answers."""
@@ -67,7 +69,7 @@ class Comparison:
 
 
 def compared(
-    answers: Sequence[Sequence[int] | NDArray[np.int32]], ranks: Sequence[float], margin: float = 0.0
+    answers: Sequence[Sequence[int] | NDArray[np.int32]], ranks: Sequence[float], margin: float = 0.0, prompt: int = 0
 ) -> Comparison:
     """A comparison of answers by how good each is: all pairs in which one is better; ties are no pairs."""
     pairs = [(i, j) for i in range(len(ranks)) for j in range(len(ranks)) if ranks[i] > ranks[j]]
@@ -77,6 +79,7 @@ def compared(
         worse=np.array([j for _, j in pairs], dtype=np.int64),
         margins=np.full(len(pairs), margin, dtype=np.float32),
         best=np.array([i for i, rank in enumerate(ranks) if rank == max(ranks)], dtype=np.int64),
+        prompt=prompt,
     )
 
 
@@ -171,10 +174,23 @@ def encode_pairs(
     max_length: int,
     truncate: bool,
 ) -> Iterator[Comparison]:
-    """Rows, each with its line, as comparisons in the same order. Raises BadData with the row's line.
+    """Rows, each with its line, as comparisons in the same order; see `encode_answers`."""
+    for row, answers, prompt in encode_answers(rows, tokenizer, end, max_length=max_length, truncate=truncate):
+        yield compared_of(row, answers, prompt)
+
+
+def encode_answers(
+    rows: Iterable[tuple[int, Row]],
+    tokenizer: PreTrainedTokenizerBase,
+    end: int,
+    *,
+    max_length: int,
+    truncate: bool,
+) -> Iterator[tuple[Row, list[NDArray[np.int32]], int]]:
+    """Of each row, with its line: the row, its answers behind their prompt, and how many tokens the prompt has.
 
     `end` is the token that every answer ends with. A row with an answer longer than `max_length` tokens is refused, or
-    with `truncate` the beginning of its prompt is cut, by as much for all of its answers.
+    with `truncate` the beginning of its prompt is cut, by as much for all of its answers. Raises BadData with the line.
     """
     left = iter(rows)
     while some := list(islice(left, _BATCH)):
@@ -184,7 +200,8 @@ def encode_pairs(
         encoded = iter(tokenizer(flat, add_special_tokens=False, return_attention_mask=False)["input_ids"])
         for (line, row), (prompt, answers) in zip(some, texts, strict=True):
             ids = [_ended(prompt, next(encoded), text, tokenizer, end) for text in answers]
-            yield _compared(row, _fitted(ids, len(prompt.ids), line, max_length, truncate))
+            cut = _excess(ids, len(prompt.ids), line, max_length, truncate)
+            yield row, [answer[cut:] for answer in ids], len(prompt.ids) - cut
 
 
 @dataclass(frozen=True)
@@ -222,8 +239,14 @@ def _together(
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, line: int, row: Row) -> tuple[_Prompt, list[str]]:
-    assert isinstance(row, Pair | Ranked)
-    answers = [row.chosen, row.rejected] if isinstance(row, Pair) else [answer.text for answer in row.answers]
+    assert isinstance(row, Pair | Ranked | Judged)
+    match row:
+        case Pair():
+            answers = [row.chosen, row.rejected]
+        case Ranked():
+            answers = [answer.text for answer in row.answers]
+        case Judged():
+            answers = [row.completion]
     try:
         return _together(tokenizer, as_messages(row.prompt), answers)
     except TemplateChanges as error:
@@ -243,13 +266,12 @@ def _ended(
     return np.array(ids if ids[-1] == end else [*ids, end], dtype=np.int32)
 
 
-def _fitted(
-    answers: list[NDArray[np.int32]], prompt: int, line: int, max_length: int, truncate: bool
-) -> list[NDArray[np.int32]]:
+def _excess(answers: list[NDArray[np.int32]], prompt: int, line: int, max_length: int, truncate: bool) -> int:
+    """Tokens to cut from the prompt's beginning, so that the longest answer fits."""
     longest = max(map(len, answers))
     over = longest - max_length
     if over <= 0:
-        return answers
+        return 0
     if not truncate:
         raise BadData(
             f"line {line}: prompt and answer have {longest} tokens, more than max_length, {max_length}; "
@@ -258,13 +280,14 @@ def _fitted(
     if over >= prompt:
         raise BadData(
             f"line {line}: an answer alone has {longest - prompt} tokens, and max_length is {max_length}; an answer is "
-            "never cut, since its score is read at its end"
+            "never cut, since it is judged as a whole"
         )
-    return [ids[over:] for ids in answers]
+    return over
 
 
-def _compared(row: Row, answers: list[NDArray[np.int32]]) -> Comparison:
+def compared_of(row: Row, answers: Sequence[NDArray[np.int32]], prompt: int) -> Comparison:
+    """A row's answers, behind `prompt` tokens of prompt each, as a comparison."""
     if isinstance(row, Pair):
-        return compared(answers, [1.0, 0.0], row.margin or 0.0)
+        return compared(answers, [1.0, 0.0], row.margin or 0.0, prompt)
     assert isinstance(row, Ranked)
-    return compared(answers, [answer.score for answer in row.answers])
+    return compared(answers, [answer.score for answer in row.answers], prompt=prompt)

@@ -49,13 +49,14 @@ def train(context: Context, method: Method[Any]) -> list[Output]:
 
 def dataset_of(order: Order, method: Method[Any], tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """The rows of a job as its method reads them. Raises BadData."""
-    return read_dataset(
+    dataset = read_dataset(
         order,
         lambda source: method.read(source, tokenizer),
         seed=method.stage.seed,
         split=method.split,
         collate=method.collate,
     )
+    return method.prepare(dataset)
 
 
 class Training:

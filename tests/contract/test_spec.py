@@ -105,6 +105,7 @@ def test_a_field_that_is_wrong_does_not_hide_a_mix_that_is_wrong() -> None:
         ({**WHOLE, "deepspeed": {"offload": "cpu"}}, "deepspeed.offload", "deepspeed.zero"),
         ({**WHOLE, "deepspeed": {"config": {"bf16": {}}}}, "deepspeed.config.bf16", "deepspeed.precision"),
         ({**WHOLE, "deepspeed": {"config": {"foo": 1}}}, "deepspeed.config.foo", "unknown field; known: communication"),
+        ({**WHOLE, "[": 1}, "[", "unknown field; known: checkpoint"),
         (
             {**WHOLE, "deepspeed": {"config": {"zero_optimization": {"reduce_bucket_size": "x"}}}},
             "deepspeed.config.zero_optimization.reduce_bucket_size",

@@ -17,8 +17,9 @@ from tests.engine.pool import Pool
 from tests.rl import ppo_jobs
 from tests.rl.test_ppo_resume import lived_through
 from worker.contract.group import Group, Grpo, Rloo
+from worker.logprobs import log_probabilities
 from worker.rl.group import GroupBatch, advantages_of, counted, group_sums, weights_of
-from worker.rl.objectives import answer_batch, log_probabilities
+from worker.rl.objectives import answer_batch
 
 TEMPERATURE = 0.8
 MOST = 6

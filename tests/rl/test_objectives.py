@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from worker import losses
+from worker.logprobs import log_probabilities, with_entropy
 from worker.packing import IGNORED
 from worker.rl.objectives import (
     POLICY_SUMS,
@@ -20,9 +21,7 @@ from worker.rl.objectives import (
     AnswerBatch,
     PolicyBatch,
     ValueBatch,
-    _LogProbabilities,
     answer_batch,
-    log_probabilities,
     policy_sums,
     value_sums,
 )
@@ -329,7 +328,7 @@ def test_the_gradient_of_log_probability_and_entropy_is_that_of_finite_differenc
     weights, bonus = torch.randn(4), torch.randn(4)
 
     def objective(z: Tensor) -> Tensor:
-        chosen, entropy = _LogProbabilities.apply(z, labels, TEMPERATURE, True)
+        chosen, entropy = with_entropy(z, labels, TEMPERATURE)
         return (chosen * weights + entropy * bonus).sum()
 
     (found,) = torch.autograd.grad(objective(logits), logits)
@@ -344,7 +343,7 @@ def test_the_gradient_of_log_probability_and_entropy_is_that_of_finite_differenc
 
 def test_a_token_that_the_model_rules_out_leaves_entropy_and_gradient_finite() -> None:
     logits = torch.tensor([[1.0, 2.0, -torch.inf]], requires_grad=True)
-    chosen, entropy = _LogProbabilities.apply(logits, torch.tensor([1]), 1.0, True)
+    chosen, entropy = with_entropy(logits, torch.tensor([1]))
     (gradient,) = torch.autograd.grad((chosen + entropy).sum(), logits)
     p = softmax(np.array([1.0, 2.0]))
     assert float(entropy.detach()) == pytest.approx(float(-(p * np.log(p)).sum()), abs=1e-6)

@@ -173,9 +173,11 @@ def _train(stage: TrainStage, spec: JobSpec) -> list[Problem]:
 
 def problem(detail: ErrorDetails, model: type[BaseModel]) -> Problem:
     """One pydantic error as a path and a sentence that says what would be right."""
-    parts = [str(p) for p in _written(detail["loc"])]
-    path = ".".join(parts) or "(the whole)"
     kind, message = detail["type"], detail["msg"]
+    parts = [str(p) for p in _written(detail["loc"])]
+    if kind == "extra_forbidden":  # ends with what a person wrote, though it look like a branch of a union
+        parts = [str(p) for p in (*_written(detail["loc"][:-1]), detail["loc"][-1])]
+    path = ".".join(parts) or "(the whole)"
     if kind == "extra_forbidden" and (field := DECIDED_BY_SPEC.get(path.removeprefix("deepspeed.config."))):
         return Problem(path, f"is decided by {field}; write it there")
     if kind == "extra_forbidden":

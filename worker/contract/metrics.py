@@ -17,22 +17,36 @@ _OF_ITERATIONS: dict[str, str] = {
     "generated_per_second": "tokens a second while generating, all ranks",
 }
 """Of each iteration of a stage that learns from a reward; they begin with the stage's name."""
+_OF_PREFERENCES = {
+    "rewards/chosen": "dpo, orpo, kto: reward of the better answers (kto: of those to give) that the model implies",
+    "rewards/rejected": "the same of the worse answers (kto: of those not to give)",
+    "rewards/margin": "`rewards/chosen` less `rewards/rejected`",
+    "logps/chosen": "nats of a better answer (kto: of one to give) by the model, mean",
+    "logps/rejected": "nats of a worse answer (kto: of one not to give) by the model, mean",
+    "orpo/nll": "nats a token of the better answers, mean of the update's rows",
+    "orpo/log_odds": "logarithm of the odds of the better answer over the worse one, mean of the update's rows",
+    "kto/kl": "nats an answer: how far the model has moved from its beginning, by the update's mismatched pairs",
+}
 METRICS: dict[str, str] = {
-    "train/loss": "nats a trained token (reward: a row), mean over the update on all ranks",
-    "train/accuracy": "reward: share of the update's pairs whose better answer has the higher score; a tie counts half",
+    "train/loss": "nats a trained token (reward, dpo, orpo, kto: loss of a row), mean over the update on all ranks",
+    "train/accuracy": "reward, dpo, orpo: share of the update's pairs whose better answer has the higher score; a tie "
+    "counts half (kto: share of answers whose reward is on the right side of `kto/kl`)",
     "train/lr": "learning rate of the update (ppo: the actor's)",
     "train/grad_norm": "norm of the gradient before clipping",
     "train/tokens": "real (unpadded) tokens of the update, all ranks",
     "train/tokens_per_second": "real tokens a second, all ranks",
-    "eval/loss": "nats a token on held-out rows (reward: a row)",
+    **_OF_PREFERENCES,
+    "eval/loss": "nats a token on held-out rows (reward, dpo, orpo, kto: loss of a row)",
     "eval/perplexity": "exp(eval/loss)",
-    "eval/accuracy": "share of held-out tokens that are the likeliest (reward: of pairs ranked right)",
+    "eval/accuracy": "share of held-out tokens that are the likeliest (reward, dpo, orpo: of pairs ranked right; kto: "
+    "of answers judged right)",
     "eval/calibration": "reward: expected calibration error of the odds that scores give, 0 to 1",
     "eval/score_mean": "reward: mean score of the better answers",
     "eval/score_std": "reward: standard deviation of the scores of all answers",
     "train/divergence": "distill: nats a token between teacher and student, mean over the update on all ranks",
     "train/own": "distill: 1 where the update was on answers that the student sampled, else 0",
     "eval/divergence": "distill: nats a token between teacher and student on held-out rows",
+    **{f"eval/{name}": f"the same as `{name}`, on held-out rows" for name in _OF_PREFERENCES},
     "eval/reward": "reward of answers to held-out prompts, mean",
     "eval/kl": "nats an answer to held-out prompts: actor from reference",
     "eval/length": "tokens an answer to held-out prompts",

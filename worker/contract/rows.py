@@ -35,7 +35,7 @@ Said = Annotated[str, Field(min_length=1)] | Annotated[list[Turn], Field(min_len
 
 
 class Pair(Row):
-    """A row for reward: two answers to a prompt, of which the first is better, by `margin` if that is known."""
+    """A row for reward, dpo and orpo: two answers, of which the first is better, by `margin` if that is known."""
 
     prompt: Said
     chosen: Annotated[str, Field(min_length=1)]
@@ -51,10 +51,18 @@ class Scored(Row):
 
 
 class Ranked(Row):
-    """A row for reward: several answers to a prompt, each with its score."""
+    """A row for reward, dpo and orpo: several answers to a prompt, each with its score."""
 
     prompt: Said
     answers: Annotated[list[Scored], Field(min_length=2, max_length=64)]
+
+
+class Judged(Row):
+    """A row for kto: an answer to a prompt, and whether it is one to give."""
+
+    prompt: Said
+    completion: Annotated[str, Field(min_length=1)]
+    label: bool
 
 
 class Prompt(Row):
@@ -64,13 +72,14 @@ class Prompt(Row):
     answer: str | None = None
 
 
-RowKind = Literal["text", "messages", "chosen", "answers", "prompt"]
-# By the field that tells them; in this order, since pairs and rankings have a prompt, too.
+RowKind = Literal["text", "messages", "chosen", "answers", "completion", "prompt"]
+# By the field that tells them; in this order, since all that are answers have a prompt, too.
 ROWS: dict[RowKind, type[Row]] = {
     "text": Text,
     "messages": Dialogue,
     "chosen": Pair,
     "answers": Ranked,
+    "completion": Judged,
     "prompt": Prompt,
 }
 
@@ -118,7 +127,7 @@ def parse_line(raw: bytes, line: int) -> tuple[RowKind, Row]:
         raise BadRow(line, "`chosen` and `rejected` are the same: there is nothing to learn from this row")
     if isinstance(row, Ranked) and len({answer.score for answer in row.answers}) == 1:
         raise BadRow(line, "all answers have the same score: there is nothing to learn from this row")
-    if isinstance(row, Pair | Ranked | Prompt) and (wrong := _unanswerable(row.prompt)):
+    if isinstance(row, Pair | Ranked | Judged | Prompt) and (wrong := _unanswerable(row.prompt)):
         raise BadRow(line, f"`prompt`: {wrong}")
     return kind, row
 
@@ -144,6 +153,7 @@ EXAMPLES: dict[RowKind, str] = {
     "messages": '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}',
     "chosen": '{"prompt": "...", "chosen": "...", "rejected": "..."}',
     "answers": '{"prompt": "...", "answers": [{"text": "...", "score": 1}, {"text": "...", "score": 0}]}',
+    "completion": '{"prompt": "...", "completion": "...", "label": true}',
     "prompt": '{"prompt": "..."}',
 }
 

@@ -12,6 +12,7 @@ from worker.contract.names import LabelledName
 from worker.contract.parts import DeepSpeed, Lora, Optimizer
 from worker.contract.pod import Pod
 from worker.contract.ppo import PpoStage, RlStage
+from worker.contract.preference import DpoStage, KtoStage, OrpoStage
 from worker.contract.stages import PretrainStage, RehearseStage, RewardStage, SftStage, TrainStage
 from worker.contract.traits import Traits
 from worker.contract.values import Duration, Name, PositiveInt, Quantity, Reference, Strict
@@ -21,6 +22,9 @@ Stage = Annotated[
     PretrainStage
     | SftStage
     | RewardStage
+    | DpoStage
+    | OrpoStage
+    | KtoStage
     | DistillStage
     | PpoStage
     | GrpoStage

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from worker.contract.group import Group, Grpo
+from worker.logprobs import with_entropy
 from worker.losses import labelled_logits
-from worker.rl.objectives import PolicyBatch, _LogProbabilities
+from worker.rl.objectives import PolicyBatch
 
 _LITTLE = 1e-4
 
@@ -67,9 +68,7 @@ def weights_of(lengths: Tensor, kept: Tensor, group: Group, most: int) -> tuple[
 def group_sums(model: nn.Module, batch: GroupBatch, group: Group, temperature: float) -> Tensor:
     """The actor's loss and what is told of it: [POLICY_SUMS] in fp32, of which `loss` alone has a gradient."""
     mask = batch.mask
-    logprobs: Tensor
-    entropies: Tensor
-    logprobs, entropies = _LogProbabilities.apply(labelled_logits(model, batch), batch.labels[mask], temperature, True)
+    logprobs, entropies = with_entropy(labelled_logits(model, batch), batch.labels[mask], temperature)
     advantages, weights = batch.advantages[mask].float(), batch.weights[mask].float()
     log_ratio = logprobs - batch.old_logprobs[mask].float()  # [tokens]
     if group.ratio == "sequence":

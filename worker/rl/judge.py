@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from worker.contract.ppo import RlStage
 from worker.errors import Interrupted, ServiceAway
+from worker.logprobs import log_probabilities
 from worker.rl.course import Course
 from worker.rl.experience import Judged, Rolled, taken
-from worker.rl.objectives import AnswerBatch, answer_batch, log_probabilities
+from worker.rl.objectives import AnswerBatch, answer_batch
 from worker.rl.prompts import PromptRow
 from worker.rl.reading import by_model, check_readable
 from worker.rl.rewards import Terms

@@ -22,7 +22,7 @@ from worker.heads import transformer
 from worker.lora import with_adapters
 from worker.losses import token_loss_sum
 from worker.memory import explained
-from worker.models import DTYPES, Loaded, check_length, positions, pretrained
+from worker.models import DTYPES, Loaded, check_length, positions, pretrained, without_dropout
 from worker.packing import MicroBatch
 from worker.rl.base import SharedBase, is_adapter
 from worker.rl.frozen import Frozen
@@ -295,14 +295,3 @@ def ends_of(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
     """Whether two tokenizers make the same tokens of a dialogue."""
     return one.get_vocab() == other.get_vocab() and one.chat_template == other.chat_template
-
-
-def without_dropout(model: nn.Module) -> None:
-    """Switches dropout off for good: old and new log-probabilities are of the same network, or the ratio is noise."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        # Attention takes its share as a plain number.
-        for name in ("attention_dropout", "dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)

@@ -1,0 +1,1 @@
+"""Learning from what people preferred: dpo, orpo and kto, without a reward model."""
