@@ -1,15 +1,22 @@
 """The names of all metrics, with their units. What is not in this table is not reported."""
 
 METRICS: dict[str, str] = {
-    "train/loss": "nats a trained token (reward: a row), mean over the update on all ranks",
-    "train/accuracy": "reward: share of the update's pairs whose better answer has the higher score; a tie counts half",
+    "train/loss": "nats a trained token (reward: a row; classify: a label, by its weight), mean over the update on all "
+    "ranks",
+    "train/accuracy": "share of the update's labels that are told right (reward: of its pairs whose better answer has "
+    "the higher score; a tie counts half)",
     "train/lr": "learning rate of the update (ppo: the actor's)",
     "train/grad_norm": "norm of the gradient before clipping",
     "train/tokens": "real (unpadded) tokens of the update, all ranks",
     "train/tokens_per_second": "real tokens a second, all ranks",
-    "eval/loss": "nats a token on held-out rows (reward: a row)",
+    "eval/loss": "nats a token on held-out rows (reward: a row; classify: a label, of a regression its squared error)",
     "eval/perplexity": "exp(eval/loss)",
-    "eval/accuracy": "share of held-out tokens that are the likeliest (reward: of pairs ranked right)",
+    "eval/accuracy": "share of held-out tokens that are the likeliest (reward: of pairs ranked right; classify: of "
+    "labels told right, or of rows with several labels those with all of them right)",
+    "eval/macro_f1": "classify: mean of the classes' F1, of those that are there or were told",
+    "eval/micro_f1": "classify, several labels a row: F1 over all classes together",
+    "eval/pearson": "classify, regression: correlation of what is told with what is, -1 to 1",
+    "eval/spearman": "the same of their ranks",
     "eval/calibration": "reward: expected calibration error of the odds that scores give, 0 to 1",
     "eval/score_mean": "reward: mean score of the better answers",
     "eval/score_std": "reward: standard deviation of the scores of all answers",
@@ -51,6 +58,7 @@ METRICS: dict[str, str] = {
 }
 FAMILIES: dict[str, str] = {
     "reward/": "of a reward's term, before its weight: mean of the iteration's answers; `reward/NAME`",
+    "eval/f1/": "classify: F1 of a class, where there are at most 32; `eval/f1/CLASS`, in small letters",
     "eval/reward/": "the same of answers to held-out prompts; `eval/reward/NAME`",
 }
 """Metrics whose last part a spec names, by how they begin."""

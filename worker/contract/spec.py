@@ -5,6 +5,7 @@ from typing import Annotated, get_args
 from pydantic import BaseModel, Field
 
 from worker.contract.accelerators import Accelerator
+from worker.contract.classify import ClassifyStage
 from worker.contract.distill import DistillStage
 from worker.contract.evaluation import EvaluateStage
 from worker.contract.names import LabelledName
@@ -17,7 +18,7 @@ from worker.contract.values import Duration, Name, PositiveInt, Quantity, Refere
 
 # The registry: a stage is one entry here, its class in the contract, and the module `worker.stages.<type>`.
 Stage = Annotated[
-    PretrainStage | SftStage | RewardStage | DistillStage | PpoStage | EvaluateStage | RehearseStage,
+    PretrainStage | SftStage | RewardStage | ClassifyStage | DistillStage | PpoStage | EvaluateStage | RehearseStage,
     Field(discriminator="type"),
 ]
 
