@@ -134,6 +134,9 @@ def _adapter(path: Path) -> Config:
     config = read_config(path / adapters.CONFIG)
     if config.get("task_type") != adapters.SCORES:
         raise NotAModel("holds an adapter; give the merged model")
+    # To peft a head for classes is the same as one that scores.
+    if adapters.stage_of(path) == "classify":
+        raise NotAModel("holds a classifier's adapter; give the merged model")
     if not (path / adapters.WEIGHTS).is_file():
         raise NotAModel(f"has no {adapters.WEIGHTS}; weights are never read from pickles")
     try:
