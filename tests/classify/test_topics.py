@@ -28,7 +28,7 @@ def told(pool: Pool, folder: Path, seed: int) -> tuple[float, float]:
         "stage__micro_batch": 16,
         "stage__steps": 45,
         "stage__max_length": 48,
-        "stage__data": {"train": "files/train", "truncate": True},  # half of what is said of coding is longer
+        "stage__data": {"train": "files/train", "truncate": True},
         "stage__seed": seed,
         "stage__class_weights": "balanced",
         "stage__optimizer": {"lr": 2e-4, "warmup": 0.1},
