@@ -12,13 +12,13 @@ def accuracy(train: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> flo
     names = sorted({row["label"] for row in train})
     counts: dict[str, int] = {}
     for row in train:
-        for word in set(_words(row)):
+        for word in sorted(set(_words(row))):
             counts[word] = counts.get(word, 0) + 1
     rarity = {word: float(torch.tensor((1 + len(train)) / (1 + count)).log()) + 1 for word, count in counts.items()}
     place = {word: number for number, word in enumerate(rarity)}
 
     def features(rows: list[dict[str, Any]]) -> Tensor:
-        made = torch.zeros(len(rows), len(place))
+        made = torch.zeros(len(rows), len(place), dtype=torch.float64)
         for r, row in enumerate(rows):
             for word in _words(row):
                 if word in place:
@@ -33,8 +33,8 @@ def accuracy(train: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> flo
 
 
 def _fitted(seen: Tensor, labels: Tensor, unseen: Tensor, wanted: Tensor, penalty: float) -> float:
-    weight = torch.zeros(seen.shape[1], int(labels.max()) + 1, requires_grad=True)
-    bias = torch.zeros(weight.shape[1], requires_grad=True)
+    weight = torch.zeros(seen.shape[1], int(labels.max()) + 1, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(weight.shape[1], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
