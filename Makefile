@@ -43,7 +43,7 @@ check: install
 	$(BIN)/python -m pytest -n 2 -m quick -q $$(grep -rl --include='test_*.py' 'mark\.quick' tests) $(ARGS)
 
 bench: install
-	@for name in startup reporting sft_throughput dpo_throughput api_load load rollout "rollout --zero3" ppo \
+	@for name in startup reporting sft_throughput dpo_throughput classify api_load load rollout "rollout --zero3" ppo \
 			kubernetes_burst kubernetes_end kubernetes_rest; do \
 		echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || echo "== it ended with $$?"; \
 	done

@@ -12,12 +12,13 @@ from worker.contract.spec import JobSpec
 from worker.contract.stages import RehearseStage
 from worker.contract.steps import PREFIX as STEPS
 
-_WHOLE: tuple[Task, ...] = ("write", "score")
+_WHOLE: tuple[Task, ...] = ("write", "score", "classify")
 # What will do where a spec wants a model of this kind, and how that is called.
 _TASKS: dict[str, tuple[tuple[Task, ...], str]] = {
     "model": (("write",), "a language model"),
     "reward": (("score",), "a reward model (of the stage `reward`)"),
-    "any_model": (_WHOLE, "a whole model"),
+    "any_model": (("write", "score"), "a language model or a reward model"),
+    "classifiable": (("write", "classify"), "an encoder, a language model or a classifier (of the stage `classify`)"),
     "tokenizer": (_WHOLE, "a whole model"),
     "rehearsal": (_WHOLE, "a whole model"),
     "adapter": (("adapt",), "the actor's model, or a reward model's adapter"),
@@ -26,6 +27,7 @@ _TASKS: dict[str, tuple[tuple[Task, ...], str]] = {
 _SAID: dict[Task, str] = {
     "write": "a language model",
     "score": "a reward model",
+    "classify": "a classifier",
     "adapt": "only the adapter of a reward model",
 }
 

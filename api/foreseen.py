@@ -13,7 +13,9 @@ from worker.contract.steps import outputs
 from worker.contract.traits import Nature
 
 # A critic has the head of a reward model.
-_TASKS: dict[Nature, Task] = {"writer": "write", "scorer": "score", "critic": "score", "scoring_adapter": "adapt"}
+_TASKS: dict[Nature, Task] = {
+    "writer": "write", "scorer": "score", "critic": "score", "classifier": "classify", "scoring_adapter": "adapt"
+}  # fmt: skip
 
 
 def foreseen(spec: JobSpec, inputs: Mapping[str, Input], configs: Mapping[str, Config]) -> dict[str, Config]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from api.weights import Config
+from worker.contract.classify import ClassifyStage
 from worker.contract.evaluation import EvaluateStage
 from worker.contract.mixes import unfit_answers
 from worker.contract.order import Input
@@ -26,7 +27,11 @@ def unfit_rows(
     spec: JobSpec, inputs: Mapping[str, Input], rows: Mapping[str, RowKind], models: Mapping[str, Config]
 ) -> list[Problem]:
     """What speaks against the rows that a spec refers to; all three by their paths in it, as far as they are known."""
-    return [*_evaluated(spec, rows.get("stage.data.test"), models.get("stage.model")), *_parted(spec, inputs)]
+    return [
+        *_evaluated(spec, rows.get("stage.data.test"), models.get("stage.model")),
+        *_classified(spec, rows),
+        *_parted(spec, inputs),
+    ]
 
 
 def _evaluated(spec: JobSpec, kind: RowKind | None, model: Config | None) -> list[Problem]:
@@ -43,10 +48,24 @@ def _evaluated(spec: JobSpec, kind: RowKind | None, model: Config | None) -> lis
         found.append(Problem("stage.against", said))
     if kind == "prompt":
         found += unfit_answers(stage.rollout, stage.max_length)
-    task, called = _NEEDED[kind]
-    if model is not None and model.task in _SAID and model.task != task:
+    task, called = _NEEDED.get(kind, ("", ""))
+    if task and model is not None and model.task in _SAID and model.task != task:
         said = f"is {_SAID[model.task]}; the rows have `{kind}`, which are for {called}"
         found.append(Problem("stage.model", said))
+    return found
+
+
+def _classified(spec: JobSpec, rows: Mapping[str, RowKind]) -> list[Problem]:
+    """Rows that ask for another task than the spec, or than those to evaluate on."""
+    if not isinstance(spec.stage, ClassifyStage) or (kind := rows.get("stage.data.train")) is None:
+        return []
+    found = []
+    if spec.stage.regression and kind != "label":
+        found.append(
+            Problem("stage.regression", f"needs rows with `label`, a number; those of stage.data.train have `{kind}`")
+        )
+    if (other := rows.get("evaluate.data", kind)) != kind:
+        found.append(Problem("evaluate.data", f"its rows have `{other}`, and those of stage.data.train `{kind}`"))
     return found
 
 

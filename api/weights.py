@@ -16,8 +16,8 @@ class NotAModel(ValueError):
     """A file or folder that no model can be read from, with what is missing."""
 
 
-Task = Literal["write", "score", "adapt"]
-"""What a model is for: it writes text, or scores it, or is an adapter that makes another one score."""
+Task = Literal["write", "score", "classify", "adapt"]
+"""What a model is for: it writes text, scores it, tells classes apart, or is an adapter that makes another score."""
 
 
 class Config(NamedTuple):
@@ -82,8 +82,12 @@ def told_by(config: Any) -> Config:
     named = config.get("architectures") if isinstance(config, dict) else None
     name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
     task: Task | None = None
-    if name.endswith("ForSequenceClassification"):
-        task = "score"
+    if name.endswith("ForTokenClassification"):
+        task = "classify"
+    elif name.endswith("ForSequenceClassification"):
+        labels = config.get("id2label")
+        several = isinstance(labels, dict) and len(labels) > 1
+        task = "classify" if several or config.get("problem_type") == "regression" else "score"
     elif name.endswith(("ForCausalLM", "LMHeadModel")):
         task = "write"
     return Config(positions_of(config), task, layers=layers_of(config))
@@ -130,6 +134,9 @@ def _adapter(path: Path) -> Config:
     config = read_config(path / adapters.CONFIG)
     if config.get("task_type") != adapters.SCORES:
         raise NotAModel("holds an adapter; give the merged model")
+    # To peft a head for classes is the same as one that scores.
+    if adapters.stage_of(path) == "classify":
+        raise NotAModel("holds a classifier's adapter; give the merged model")
     if not (path / adapters.WEIGHTS).is_file():
         raise NotAModel(f"has no {adapters.WEIGHTS}; weights are never read from pickles")
     try:

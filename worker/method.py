@@ -21,7 +21,7 @@ from worker.engine import Engine
 from worker.evaluation import evaluate
 from worker.feed import Feed, Update
 from worker.losses import token_loss_sum
-from worker.models import Loaded
+from worker.models import Loaded, load
 from worker.packing import Batch, collate
 
 Stage = TypeVar("Stage", bound=TrainStage)
@@ -54,7 +54,11 @@ class Method(Generic[Stage]):
         """The model's, for sentences."""
         return self.stage.model if isinstance(self.stage.model, str) else "the model from scratch"
 
-    # The data
+    # The model and the data
+
+    def load(self, context: Context) -> Loaded:
+        """The model to train and its tokenizer, the same on every rank. Raises BadSpec; BadData where rows shape it."""
+        return load(context.order.spec, context.order.inputs, context.store, waiting=context.channel.going_on)
 
     def check(self, loaded: Loaded) -> None:
         """Looks at the model before the rows are read. Raises BadSpec."""
@@ -121,3 +125,7 @@ class Method(Generic[Stage]):
 
     def finish(self, loop: Loop, state: dict[str, Tensor] | None) -> None:
         """May change the whole weights, by name, before they are saved; None but on rank 0. All ranks call it."""
+
+    def files(self) -> dict[str, str]:
+        """More files of the model's folder, by name: asked for after `finish`, on rank 0."""
+        return {}

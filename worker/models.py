@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from worker import ahead, hub
 from worker.contract.architectures import POSITIONS
 from worker.contract.order import Input
-from worker.contract.parts import Scratch
+from worker.contract.parts import Lora, Scratch
 from worker.contract.spec import JobSpec
 from worker.contract.stages import TrainStage
 from worker.dialogue import check_template
@@ -65,8 +66,8 @@ def load(spec: JobSpec, inputs: dict[str, Input], store: Path, *, waiting: Calla
     dtype, scalar = DTYPES[spec.deepspeed.precision], stage.traits.head == "score"
     if isinstance(stage.model, Scratch):
         name = "the model from scratch"
-        tokenizer = _tokenizer_of(stage.model, inputs, store, waiting)
-        _separate_padding(tokenizer, name, notes)
+        tokenizer = tokenizer_of(stage.model, inputs, store, waiting)
+        separate_padding(tokenizer, name, notes)
         model = from_scratch(stage.model, tokenizer, seed=stage.seed, dtype=dtype, scalar=scalar)
     else:
         name, source = stage.model, inputs["stage.model"]
@@ -74,9 +75,22 @@ def load(spec: JobSpec, inputs: dict[str, Input], store: Path, *, waiting: Calla
             model, tokenizer, _ = scalar_model(source, name, store, dtype, notes, waiting=waiting)
         else:
             model, tokenizer = pretrained(source, name, store, dtype, notes, waiting=waiting)
-    _pads_with(model, tokenizer)
     if "messages" in stage.traits.rows:
         check_template(tokenizer, name)
+    return ready(model, tokenizer, stage, name, notes, adapted=partial(with_adapters, head=scalar))
+
+
+def ready(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    stage: TrainStage,
+    name: str,
+    notes: list[str],
+    *,
+    adapted: Callable[[PreTrainedModel, Lora, int], torch.nn.Module],
+) -> Loaded:
+    """A model as its stage trains it; `adapted` puts LoRA's adapters on it, drawn from a seed. Raises BadSpec."""
+    pads_with(model, tokenizer)
     check_sizes(model, tokenizer, stage)
     if stage.packing:
         check_isolation(model, name)
@@ -86,7 +100,7 @@ def load(spec: JobSpec, inputs: dict[str, Input], store: Path, *, waiting: Calla
         model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     _freeze(model, stage.freeze)
-    trained = model if stage.lora is None else with_adapters(model, stage.lora, stage.seed, head=scalar)
+    trained = model if stage.lora is None else adapted(model, stage.lora, stage.seed)
     return Loaded(trained, tokenizer, notes)
 
 
@@ -119,8 +133,8 @@ def pretrained(
     where = located(source, store, notes, waiting, path=path)
     tokenizer = read_tokenizer(where, name, path)
     model, _ = _read_model(where, name, dtype, path)
-    _separate_padding(tokenizer, name, notes)
-    _pads_with(model, tokenizer)
+    separate_padding(tokenizer, name, notes)
+    pads_with(model, tokenizer)
     return model, tokenizer
 
 
@@ -143,8 +157,8 @@ def scalar_model(
     model, missing = _read_model(where, name, dtype, path, scalar=True)
     learnt = f"{HEAD}.weight" not in missing
     model = with_scalar_head(model, zero=not learnt, path=path, name=name)
-    _separate_padding(tokenizer, name, notes)
-    _pads_with(model, tokenizer)
+    separate_padding(tokenizer, name, notes)
+    pads_with(model, tokenizer)
     return model, tokenizer, learnt
 
 
@@ -159,7 +173,8 @@ def without_dropout(model: torch.nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _pads_with(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def pads_with(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tells a model's configurations which token pads."""
     for config in (model.config, getattr(model, "generation_config", None)):
         if config is not None:
             config.pad_token_id = tokenizer.pad_token_id
@@ -208,9 +223,10 @@ def located(
     return str(place)
 
 
-def _tokenizer_of(
+def tokenizer_of(
     model: Scratch, inputs: dict[str, Input], store: Path, waiting: Callable[[], None]
 ) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model from scratch. Raises BadSpec."""
     if model.tokenizer == "bytes":
         return bytes_tokenizer()
     source = inputs["stage.model.tokenizer"]
@@ -237,22 +253,44 @@ def _read_model(
     folder: str, name: str, dtype: torch.dtype, path: str, *, scalar: bool = False
 ) -> tuple[PreTrainedModel, set[str]]:
     """A model, and which of its weights were not there. `scalar`: with a head of one output, not the vocabulary's."""
+    config = read_config(folder, name, path)
+    auto: Any = AutoModelForCausalLM
+    classifies = any(kind.endswith(("ForSequenceClassification", "ForTokenClassification")) for kind in named(config))
+    if classifies and not scalar:
+        raise BadSpec(f"{path}: {name} scores texts, and writes none; give a language model")
+    if scalar:
+        auto = AutoModelForSequenceClassification
+        if classifies and config.num_labels != 1:
+            raise BadSpec(f"{path}: {name} tells {config.num_labels} classes apart: it is no reward model")
+        config.num_labels = 1
+    return read_weights(auto, folder, config, name, dtype, path)
+
+
+def named(config: PreTrainedConfig) -> list[str]:
+    """The architectures that a configuration says its weights are of."""
+    return list(config.architectures or [])
+
+
+def read_config(folder: str, name: str, path: str) -> PreTrainedConfig:
+    """The configuration of a whole model in a folder. Raises BadSpec."""
     try:
         # transformers would put the adapter into the model unasked, and nothing else would be trained.
         if find_adapter_config_file(folder) is not None:
             raise BadSpec(f"{path}: {name} holds an adapter: give the merged model")
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if getattr(config, "quantization_config", None) is not None:
-            raise BadSpec(f"{path}: {name} is quantized; training needs its weights in full")
-        auto: Any = AutoModelForCausalLM
-        classifies = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or [])
-        if classifies and not scalar:
-            raise BadSpec(f"{path}: {name} scores texts, and writes none; give a language model")
-        if scalar:
-            auto = AutoModelForSequenceClassification
-            if classifies and config.num_labels != 1:
-                raise BadSpec(f"{path}: {name} tells {config.num_labels} classes apart: it is no reward model")
-            config.num_labels = 1
+    except _UNREADABLE as error:
+        raise BadSpec(f"{path}: {name} cannot be read: {_first_line(error)}") from None
+    if getattr(config, "quantization_config", None) is not None:
+        raise BadSpec(f"{path}: {name} is quantized; training needs its weights in full")
+    assert isinstance(config, PreTrainedConfig)
+    return config
+
+
+def read_weights(
+    auto: Any, folder: str, config: PreTrainedConfig, name: str, dtype: torch.dtype, path: str
+) -> tuple[PreTrainedModel, set[str]]:
+    """A model of one of transformers' `Auto` classes, and which of its weights were not there. Raises BadSpec."""
+    try:
         model, loading = auto.from_pretrained(
             folder,
             config=config,
@@ -281,7 +319,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
 
 
-def _separate_padding(tokenizer: PreTrainedTokenizerBase, name: str, notes: list[str]) -> None:
+def separate_padding(tokenizer: PreTrainedTokenizerBase, name: str, notes: list[str]) -> None:
     """Gives padding a token of its own where it has none, or shares the one that ends a text.
 
     Nothing here reads masks from token ids, so sharing is harmless to us; others who use the model do, and then never

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -27,10 +28,12 @@ def save_outputs(
     *,
     kind: str | None = None,
     base: str = "stage.model",
+    beside: Mapping[str, str] | None = None,
 ) -> list[Output]:
     """Seals `model`, and with LoRA `adapter`, in the attempt's outputs; only one rank calls it. Raises OSError.
 
     With `kind` there is one output, of that name. `base` is where the spec names the model that adapters were added to.
+    `beside` are more files of the model's folder, by name.
 
     `state` is the whole model's weights by the names of `loaded.model.state_dict()`; tied weights are one tensor.
 
@@ -42,6 +45,8 @@ def save_outputs(
     final = context.outputs / (kind or "model")
     folder = checkpoint.temporary_for(final)
     write_model(loaded, state, folder)
+    for name, text in (beside or {}).items():
+        (folder / name).write_text(text, encoding="utf-8")
     outputs.append(_sealed(context, kind or "model", folder, final, step))
     if kind is None and isinstance(loaded.model, PeftModel):
         final = context.outputs / "adapter"

@@ -1,6 +1,7 @@
 """A model from scratch: a configuration's architecture with random weights, the same on every rank."""
 
 import difflib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,34 +10,55 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from worker.contract.parts import Scratch
 from worker.errors import BadSpec, OutOfMemory, is_out_of_memory
 from worker.heads import with_scalar_head
 
 _PATH = "stage.model.config"
+KINDS: dict[Any, tuple[Mapping[str, Any], str]] = {
+    AutoModelForCausalLM: (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "a causal language model"),
+    AutoModelForSequenceClassification: (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "a classifier of texts"),
+    AutoModelForTokenClassification: (MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES, "a classifier of words"),
+}
+"""The architectures that transformers has with each kind of head, and what such a model is called."""
 
 
 def from_scratch(
-    scratch: Scratch, tokenizer: PreTrainedTokenizerBase, *, seed: int, dtype: torch.dtype, scalar: bool = False
+    scratch: Scratch,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    scalar: bool = False,
+    auto: Any = None,
+    labelled: Callable[[PreTrainedConfig], None] = lambda _: None,
 ) -> PreTrainedModel:
     """A model of `dtype`, its weights drawn from `seed` alone, in fp32; with `scalar`, one with a scalar head.
+
+    `auto` is another of transformers' `Auto` classes than a language model's; `labelled` tells its configuration more.
 
     Raises BadSpec for a configuration that makes no model, and OutOfMemory for one that is too large. The vocabulary
     and the special tokens are the tokenizer's; the random state outside is left as it was.
     """
-    config = _config(dict(scratch.config), tokenizer)
+    auto = auto or (AutoModelForSequenceClassification if scalar else AutoModelForCausalLM)
+    config = _config(dict(scratch.config), tokenizer, auto if not scalar else AutoModelForCausalLM)
+    labelled(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             if scalar:
                 config.num_labels = 1
-            auto: Any = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
             model = auto.from_config(config, dtype=torch.float32)
         except _MAKES_NONE as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
@@ -83,12 +105,13 @@ def _are_tokens(value: Any, tokenizer: PreTrainedTokenizerBase) -> bool:
     return all(type(id) is not int or 0 <= id < len(tokenizer) for id in ids)
 
 
-def _config(given: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+def _config(given: dict[str, Any], tokenizer: PreTrainedTokenizerBase, auto: Any) -> PreTrainedConfig:
     kind = given.pop("model_type")
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        near = difflib.get_close_matches(kind, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, n=3)
+    known_kinds, called = KINDS[auto]
+    if kind not in known_kinds:
+        near = difflib.get_close_matches(kind, known_kinds, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "llama and gpt2 are"
-        raise BadSpec(f"{_PATH}.model_type: {kind} is no architecture of a causal language model; {hint}")
+        raise BadSpec(f"{_PATH}.model_type: {kind} is no architecture of {called}; {hint}")
     standard = AutoConfig.for_model(kind)
     # A configuration takes any field; a misspelt one would train another model than the one meant, in silence.
     known = {*standard.to_dict(), *standard.attribute_map, *PreTrainedConfig().to_dict()} - {"model_type"}

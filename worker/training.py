@@ -27,7 +27,7 @@ from worker.errors import Diverged, Stopped
 from worker.feed import Feed
 from worker.memory import explained, preflight
 from worker.method import Loop, Method
-from worker.models import Loaded, load
+from worker.models import Loaded
 from worker.schedule import learning_rate
 from worker.state import Progress, random_states, seed_everything
 from worker.stopwatch import Stopwatch
@@ -41,7 +41,7 @@ def train(context: Context, method: Method[Any]) -> list[Output]:
     order = context.order
     check_accelerator(order.spec)
     with context.channel.working():
-        loaded = load(order.spec, order.inputs, context.store, waiting=context.channel.going_on)
+        loaded = method.load(context)
         method.check(loaded)
         training = Training(context, loaded, dataset_of(order, method, loaded.tokenizer), method)
     return training.run()
@@ -263,6 +263,6 @@ class Training:
             if broken:
                 raise self._diverged(f"after the last step {broken[0]} holds a value")
             with self.context.channel.working():
-                outputs = save_outputs(self.context, self.loaded, state, self.progress.step)
+                outputs = save_outputs(self.context, self.loaded, state, self.progress.step, beside=self.method.files())
         self.ranks.barrier()
         return outputs

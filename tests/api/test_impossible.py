@@ -174,3 +174,28 @@ async def test_one_row_cannot_be_parted_into_two(plane: Plane, allowed: Path, wr
     prompts = file(allowed, ROWS["prompt"])
     assert list(await refused(plane, ppo(writer, prompts, {"function": "length"}) | held_out)) == ["evaluate.held_out"]
     await plane.submit(ppo(writer, file(allowed, *[ROWS["prompt"]] * 2), {"function": "length"}) | held_out)
+
+
+async def test_rows_and_a_model_that_are_not_for_classification_are_told(
+    plane: Plane, allowed: Path, writer: str, scorer: str
+) -> None:
+    (allowed / "tags").mkdir()
+    labels, tags = (
+        file(allowed, '{"text": "a", "label": 1}'),
+        file(allowed / "tags", '{"tokens": ["a"], "tags": ["X"]}'),
+    )
+    stage = {"type": "classify", "model": writer, "data": labels, "max_length": 64}
+    await plane.submit({"stage": stage, "evaluate": {"data": labels}})
+    assert (
+        "`tokens`" in (await refused(plane, {"stage": stage | {"data": tags, "regression": True}}))["stage.regression"]
+    )
+    said = await refused(plane, {"stage": stage, "evaluate": {"data": tags}})
+    assert said["evaluate.data"] == "its rows have `tokens`, and those of stage.data.train `label`"
+    assert (
+        "is a reward model; give an encoder"
+        in (await refused(plane, {"stage": stage | {"model": scorer}}))["stage.model"]
+    )
+    config = {"architectures": ["BertForTokenClassification"], "id2label": {"0": "O", "1": "X"}}
+    (write_model(allowed / "tagger") / "config.json").write_text(json.dumps(config))
+    taught = stage | {"type": "reward", "model": str(allowed / "tagger"), "data": "./x"}
+    assert "is a classifier; give" in (await refused(plane, {"stage": taught}))["stage.model"]

@@ -59,6 +59,8 @@ async def test_an_adapter_of_other_weights_is_refused_and_so_is_one_that_does_no
     term = "stage.reward.terms.0.model"
     assert "another model than stage.actor.model" in (await refused(plane, ppo(prompts, term=str(other))))[term]
     assert "does not tell" in (await refused(plane, ppo(prompts, term=str(silent))))[term]
+    (silent / "lineage.json").write_text(json.dumps({"spec": {"stage": {"type": "classify"}}}))
+    assert "holds a classifier's adapter" in (await refused(plane, ppo(prompts, term=str(silent))))[term]
 
 
 async def test_without_a_shared_base_an_adapter_is_no_reward_model_and_a_whole_critic_shares_none(

@@ -33,7 +33,7 @@ def test_rows_are_counted_and_their_kind_is_told() -> None:
         (b'{"text": ""}\n', "`text`"),
         (b'{"text": 3}\n', "`text`"),
         (b'{"text": "a", "extra": 1}\n', "`extra`"),
-        (b'{"question": "a"}\n', "needs one of `text`, `messages`"),
+        (b'{"question": "a"}\n', "`text`, `messages`, `chosen`"),
         (b'{"text": "a \\ud800 b"}\n', "surrogate"),
         (b'{"prompt": [{"role": "user", "content": "\\udfff"}]}\n', "surrogate"),
         (b'{"prompt": [{"role": "user", "content": " "}]}\n', "nothing but blanks"),

@@ -30,4 +30,4 @@ def test_a_spec_that_was_stored_is_read_and_says_what_it_said(path: Path) -> Non
 
 
 def test_each_stage_has_one() -> None:
-    assert {path.stem for path in STORED} == {"sft", "pretrain", "reward", "ppo", "evaluate", "rehearse"}
+    assert {path.stem for path in STORED} == {"sft", "pretrain", "reward", "classify", "ppo", "evaluate", "rehearse"}

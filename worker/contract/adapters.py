@@ -41,9 +41,19 @@ def adapter_of(config: dict[str, Any]) -> Lora:
 
 def base_of(folder: Path) -> str | None:
     """The hash of the model that an adapter was trained on, by its `lineage.json`; None: it does not say."""
+    return _told(folder, "inputs", "stage.model", "sha256")
+
+
+def stage_of(folder: Path) -> str | None:
+    """The type of the stage that has made an adapter, by its `lineage.json`; None: it does not say."""
+    return _told(folder, "spec", "stage", "type")
+
+
+def _told(folder: Path, *names: str) -> str | None:
     try:
-        told = json.loads((folder / LINEAGE).read_bytes())
-        found = told["inputs"]["stage.model"]["sha256"]
+        found = json.loads((folder / LINEAGE).read_bytes())
+        for name in names:
+            found = found[name]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if isinstance(found, str) else None

@@ -28,18 +28,24 @@ _OF_PREFERENCES = {
     "kto/kl": "nats an answer: how far the model has moved from its beginning, by the update's mismatched pairs",
 }
 METRICS: dict[str, str] = {
-    "train/loss": "nats a trained token (reward, dpo, orpo, kto: loss of a row), mean over the update on all ranks",
-    "train/accuracy": "reward, dpo, orpo: share of the update's pairs whose better answer has the higher score; a tie "
-    "counts half (kto: share of answers whose reward is on the right side of `kto/kl`)",
+    "train/loss": "nats a trained token (reward, dpo, orpo, kto: loss of a row; classify: of a label, by its weight), "
+    "mean over the update on all ranks",
+    "train/accuracy": "share of the update's labels that are told right (reward, dpo, orpo: of its pairs whose better "
+    "answer has the higher score; a tie counts half; kto: of answers whose reward is on the right side of `kto/kl`)",
     "train/lr": "learning rate of the update (ppo: the actor's)",
     "train/grad_norm": "norm of the gradient before clipping",
     "train/tokens": "real (unpadded) tokens of the update, all ranks",
     "train/tokens_per_second": "real tokens a second, all ranks",
     **_OF_PREFERENCES,
-    "eval/loss": "nats a token on held-out rows (reward, dpo, orpo, kto: loss of a row)",
+    "eval/loss": "nats a token on held-out rows (reward, dpo, orpo, kto: loss of a row; classify: of a label, of a "
+    "regression its squared error)",
     "eval/perplexity": "exp(eval/loss)",
     "eval/accuracy": "share of held-out tokens that are the likeliest (reward, dpo, orpo: of pairs ranked right; kto: "
-    "of answers judged right)",
+    "of answers judged right; classify: of labels told right, or of rows with several labels those with all right)",
+    "eval/macro_f1": "classify: mean of the classes' F1, of those that are there or were told",
+    "eval/micro_f1": "classify, several labels a row: F1 over all classes together",
+    "eval/pearson": "classify, regression: correlation of what is told with what is, -1 to 1",
+    "eval/spearman": "the same of their ranks",
     "eval/calibration": "reward: expected calibration error of the odds that scores give, 0 to 1",
     "eval/score_mean": "reward: mean score of the better answers",
     "eval/score_std": "reward: standard deviation of the scores of all answers",
@@ -69,6 +75,7 @@ METRICS: dict[str, str] = {
 }
 FAMILIES: dict[str, str] = {
     "reward/": "of a reward's term, before its weight: mean of the iteration's answers; `reward/NAME`",
+    "eval/f1/": "classify: F1 of a class, where there are at most 32; `eval/f1/CLASS`, in small letters",
     "eval/reward/": "the same of answers to held-out prompts; `eval/reward/NAME`",
 }
 """Metrics whose last part a spec names, by how they begin."""

@@ -123,6 +123,7 @@ def _wrong(name: str, wanted: Wanted, known: Mapping[str, Any], steps: Mapping[s
 _NEEDED = {
     "model": "a language model",
     "reward": "a reward model",
+    "classifiable": "a language model or a classifier",
     "adapter": "the actor's model, or a reward model's adapter",
     "reward_or_adapter": "a reward model, or its adapter",
     "rehearsal": "a rehearsal's output",

@@ -72,14 +72,43 @@ class Prompt(Row):
     answer: str | None = None
 
 
-RowKind = Literal["text", "messages", "chosen", "answers", "completion", "prompt"]
-# By the field that tells them; in this order, since all that are answers have a prompt, too.
+Label = Annotated[str, Field(min_length=1, max_length=200)] | int
+"""The name of a class. A whole number is a name as well, by its digits."""
+
+
+class Labelled(Row):
+    """A row for classify: a text and its class, or with `regression` the number that it has."""
+
+    text: Annotated[str, Field(min_length=1)]
+    label: Label | Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Multilabelled(Row):
+    """A row for classify: a text and all classes that it belongs to, of which there may be none."""
+
+    text: Annotated[str, Field(min_length=1)]
+    labels: Annotated[list[Label], Field(max_length=1000)]
+
+
+class Tagged(Row):
+    """A row for classify: words, and the class of each."""
+
+    tokens: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    tags: Annotated[list[Label], Field(min_length=1)]
+
+
+RowKind = Literal["completion", "label", "labels", "tokens", "text", "messages", "chosen", "answers", "prompt"]
+# By the field that tells them; in this order: a judged answer has a label, too, labelled rows have a text, and all that
+# are answers a prompt.
 ROWS: dict[RowKind, type[Row]] = {
+    "completion": Judged,
+    "label": Labelled,
+    "labels": Multilabelled,
+    "tokens": Tagged,
     "text": Text,
     "messages": Dialogue,
     "chosen": Pair,
     "answers": Ranked,
-    "completion": Judged,
     "prompt": Prompt,
 }
 
@@ -127,9 +156,24 @@ def parse_line(raw: bytes, line: int) -> tuple[RowKind, Row]:
         raise BadRow(line, "`chosen` and `rejected` are the same: there is nothing to learn from this row")
     if isinstance(row, Ranked) and len({answer.score for answer in row.answers}) == 1:
         raise BadRow(line, "all answers have the same score: there is nothing to learn from this row")
+    if isinstance(row, Labelled | Multilabelled | Tagged) and (wrong := _unlabelled(row)):
+        raise BadRow(line, wrong)
     if isinstance(row, Pair | Ranked | Judged | Prompt) and (wrong := _unanswerable(row.prompt)):
         raise BadRow(line, f"`prompt`: {wrong}")
     return kind, row
+
+
+def _unlabelled(row: Labelled | Multilabelled | Tagged) -> str | None:
+    if isinstance(row, Tagged):
+        if len(row.tokens) != len(row.tags):
+            return f"{len(row.tokens)} `tokens` have {len(row.tags)} `tags`: each needs one"
+        blank = next((number for number, token in enumerate(row.tokens) if not token.strip()), None)
+        return None if blank is None else f"`tokens.{blank}`: has nothing but blanks"
+    if not row.text.strip():
+        return "`text`: has nothing but blanks"
+    if isinstance(row, Multilabelled) and len(set(map(str, row.labels))) < len(row.labels):
+        return "`labels`: names a class twice"
+    return None
 
 
 def _unanswerable(prompt: str | list[Turn]) -> str | None:
@@ -149,6 +193,9 @@ def _encodable(value: Any) -> bool:
 
 
 EXAMPLES: dict[RowKind, str] = {
+    "label": '{"text": "...", "label": "spam"}',
+    "labels": '{"text": "...", "labels": ["sports", "money"]}',
+    "tokens": '{"tokens": ["Ada", "lives", "here"], "tags": ["NAME", "O", "O"]}',
     "text": '{"text": "..."}',
     "messages": '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}',
     "chosen": '{"prompt": "...", "chosen": "...", "rejected": "..."}',

@@ -5,6 +5,7 @@ from typing import Annotated, get_args
 from pydantic import BaseModel, Field
 
 from worker.contract.accelerators import Accelerator
+from worker.contract.classify import ClassifyStage
 from worker.contract.distill import DistillStage
 from worker.contract.evaluation import EvaluateStage
 from worker.contract.group import GrpoStage, RlooStage
@@ -22,6 +23,7 @@ Stage = Annotated[
     PretrainStage
     | SftStage
     | RewardStage
+    | ClassifyStage
     | DpoStage
     | OrpoStage
     | KtoStage

@@ -8,12 +8,15 @@ from worker.contract.rows import RowKind
 Head = Literal["words", "score"]
 """What a model's last layer tells of a position: the odds of the next token, or one number."""
 
-Kind = Literal["model", "reward", "any_model", "adapter", "reward_or_adapter", "tokenizer", "rehearsal", "data"]
-"""What a reference must be: a `model` writes text, `reward` scores it, `any_model` is one of them, an `adapter` makes a
-model score; a `rehearsal` only looks like one."""
+Kind = Literal[
+    "model", "reward", "any_model", "classifiable", "adapter", "reward_or_adapter", "tokenizer", "rehearsal", "data"
+]  # fmt: skip
+"""What a reference must be: a `model` writes text, `reward` scores it, `any_model` is one of them, `classifiable` tells
+classes apart or may learn to, an `adapter` makes a model score; a `rehearsal` only looks like one."""
 
-Nature = Literal["writer", "scorer", "critic", "adapter", "scoring_adapter", "rehearsal"]
-"""What an output is: it writes text, scores answers, foresees the reward, is a part of a model, or is none at all."""
+Nature = Literal["writer", "scorer", "critic", "classifier", "adapter", "scoring_adapter", "rehearsal"]
+"""What an output is: it writes text, scores answers, foresees the reward, tells classes apart, is a part of a model, or
+is none at all."""
 
 
 @dataclass(frozen=True)
