@@ -69,7 +69,7 @@ def gradients(rank: int, world: int, job: Job) -> dict[str, list[float]]:
         found[name] = torch.cat([part.detach().float().flatten() for part in parts]).tolist()
         return 0.0
 
-    ppo._step = caught
+    ppo.step = caught
     ppo.update(hand, credit, range(len(hand.everyone)), 0)
     return found
 
