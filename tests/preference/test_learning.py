@@ -1,9 +1,9 @@
 """What people prefer is learnt, and not only the rows that were shown.
 
 Real dialogues, with people who want to be answered in English: each English reply stands against a real reply in
-Spanish. A model of bytes has to tell the languages apart by what it learns alone. The measure was stated before any of it
-was run: on openings and replies that it has not seen, accuracy is at least .85, on at least 4 of 5 seeds. A coin has .5.
-Rates and lengths of orpo and kto were then found on other seeds (11 to 13) than those that count (1 to 5).
+Spanish. A model of bytes has to tell the languages apart by what it learns alone. The measure was stated before any of
+it was run: on openings and replies that it has not seen, accuracy is at least .85, on at least 4 of 5 seeds. A coin has
+.5. Rates and lengths of orpo and kto were then found on other seeds (11 to 13) than those that count (1 to 5).
 """
 
 import random
