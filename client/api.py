@@ -26,9 +26,10 @@ class Client:
     """A control plane, by its URL.
 
     `timeout` is in seconds, for each wait on the network; `patience` is for how many seconds a call is repeated while
-    nobody answers. Every call may be repeated safely: creates carry an Idempotency-Key. Calls raise `Problem` (the
-    server refuses, and says why) or `Unreachable`. `key` is an API key, absent: what RLHF_API_KEY holds; `project` is
-    for admins, who may act in another project than their key's; absent: RLHF_PROJECT.
+    nobody answers, by default as long as a restart takes. Every call may be repeated safely: creates carry an
+    Idempotency-Key. Calls raise `Problem` (the server refuses, and says why) or `Unreachable`. `key` is an API key,
+    absent: what RLHF_API_KEY holds; `project` is for admins, who may act in another project than their key's; absent:
+    RLHF_PROJECT.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Client:
         key: str | None = None,
         project: str | None = None,
         timeout: float = 30.0,
-        patience: float = 5.0,
+        patience: float = 15.0,
     ):
         self._transport = Transport(
             url,

@@ -35,7 +35,7 @@ class Transport:
         key: str | None = None,
         project: str | None = None,
         timeout: float = 30.0,
-        patience: float = 5.0,
+        patience: float = 15.0,
     ):
         self.url = url.rstrip("/")
         self.patience = patience

@@ -30,7 +30,7 @@ class Replicas:
     operators: list[Process]
     url: str
 
-    def client(self, *, patience: float = 5.0) -> Client:
+    def client(self, *, patience: float = 15.0) -> Client:
         """One more client, with connections of its own; how long it tries is in seconds."""
         return Client(self.url, key=KEY, patience=patience)
 

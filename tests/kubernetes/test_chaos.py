@@ -23,7 +23,7 @@ _DEATHS, _JOBS = 4.0, 5.0
 class People:
     """Two who submit, look and list for as long as they are let."""
 
-    def __init__(self, control: Replicas, at_most: int, *, patience: float = 5.0) -> None:
+    def __init__(self, control: Replicas, at_most: int, *, patience: float = 15.0) -> None:
         """`at_most`: so many jobs in all, though a busy machine takes longer. `patience` is a client's usual one."""
         self._control, self._at_most, self._patience = control, at_most, patience
         self._over = threading.Event()
