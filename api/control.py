@@ -86,11 +86,17 @@ def open_store(settings: Settings) -> Store:
     return BucketStore(settings.store_url)
 
 
+# Connections of a pool, from which on those who read have some apart.
+_PARTED = 9
+
+
 def limits(settings: Settings, *, operates: bool) -> Limits:
     """What the operator, or an API, may ask of PostgreSQL."""
     if operates:
         return Limits(settings.operator_pool, settings.operator_statement_timeout, settings.lock_timeout)
-    return Limits(settings.database_pool, settings.statement_timeout, settings.lock_timeout)
+    # Of a few connections, a third would be one, and the one request that takes long would keep all others waiting.
+    apart = settings.database_pool >= _PARTED
+    return Limits(settings.database_pool, settings.statement_timeout, settings.lock_timeout, apart=apart)
 
 
 # Asynchronous, though it waits for nothing: FastAPI would call it in a thread, at every request.

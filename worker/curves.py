@@ -16,8 +16,11 @@ class Curves:
         # Imported by those who ask for it: it takes as long as a small job's first step.
         from torch.utils.tensorboard import SummaryWriter
 
-        if earlier is not None and earlier.is_dir():
-            shutil.copytree(earlier, folder, dirs_exist_ok=True)
+        if earlier != folder:
+            # A number that was given again, after a restore, may have left its own here.
+            shutil.rmtree(folder, ignore_errors=True)
+            if earlier is not None and earlier.is_dir():
+                shutil.copytree(earlier, folder)
         self._writer = SummaryWriter(str(folder), purge_step=resumed_from + 1 if resumed_from else None)
 
     def add(self, step: int, metrics: dict[str, float]) -> None:

@@ -62,6 +62,7 @@ def save(
                 "part": part,
                 "circumstances": asdict(Circumstances.now(context.order.spec, ranks.world)),
                 "data": data,
+                "models": _models(context),
             }
             (temporary / _TRAINING).write_text(json.dumps(stored, indent=1))
         ranks.barrier()
@@ -116,12 +117,29 @@ def _newest(context: Context, ranks: Ranks) -> Path | None:
         found, damaged = checkpoint.newest_whole(context.job_folder)
         for sentence in damaged:
             context.channel.event("CheckpointDamaged", sentence, level="warning")
-        if found is not None:
+        if found is not None and not _of_other_models(context, found.path):
             step, part, attempt = found.step, found.part, found.attempt
     step, part, attempt = ranks.same(step), ranks.same(part), ranks.same(attempt)
     if step < 0:
         return None
     return checkpoint.step_folder(context.job_folder / f"a{attempt}" / "checkpoints", step, part)
+
+
+def _models(context: Context) -> dict[str, str]:
+    """The models that the job reads, by their paths in the spec, with their hashes."""
+    return {path: its.sha256 for path, its in context.order.inputs.items() if path.endswith(("model", "tokenizer"))}
+
+
+def _of_other_models(context: Context, folder: Path) -> bool:
+    """Whether a checkpoint was made of other models than this attempt's, as it may be after a restore."""
+    before = json.loads((folder / _TRAINING).read_text()).get("models")  # a release before did not keep it
+    others = [path for path, sha256 in _models(context).items() if before is not None and before.get(path) != sha256]
+    if others:
+        said = f"{folder.name} was made with another model at {others[0]}, and is passed over: the job begins anew"
+        context.channel.event("CheckpointOfOthers", said, level="warning")
+        # Of the same number, whole ones would be taken for this attempt's own.
+        shutil.rmtree(context.checkpoints, ignore_errors=True)
+    return bool(others)
 
 
 def _check_circumstances(context: Context, before: Circumstances, world: int) -> None:

@@ -46,7 +46,7 @@ class Database:
     SQLite has one writer at a time: all writers of this process take turns; readers have connections of their own and
     wait for nobody (WAL). What is asked for a hundred times a second is done by `look` and `put`: whole, in one thread.
 
-    On PostgreSQL who reads waits for no connection behind those who write: each kind has its share of them. What the
+    On PostgreSQL who reads may have connections apart, and then waits for none behind those who write. What the
     database undid is done again: by `look` and `put` here, and by a request's route for the rest.
     `limits` are for PostgreSQL.
     """
@@ -62,8 +62,13 @@ class Database:
             self._looker = sqlite.thread_engine(self.url, "BEGIN", connections=_LOOKERS)
             self._lookers = ThreadPoolExecutor(_LOOKERS, "sqlite-look")
         else:
-            readers, writers = (limits or Limits()).shared()
-            self._reader, self._writer = postgres.engine(self.url, readers), postgres.engine(self.url, writers)
+            limits, self._moves = limits or Limits(), postgres.Moves()
+            if limits.apart:
+                readers, writers = limits.shared()
+                self._reader = postgres.engine(self.url, readers, self._moves)
+                self._writer = postgres.engine(self.url, writers, self._moves)
+            else:
+                self._writer = self._reader = postgres.engine(self.url, limits, self._moves)
         self._write = async_sessionmaker(self._writer, expire_on_commit=False)
         self._read = async_sessionmaker(self._reader, expire_on_commit=False)
 
@@ -129,6 +134,7 @@ class Database:
                 await connection.execute(text("SELECT 1"))
             elif await connection.scalar(text("SELECT current_setting('transaction_read_only')")) == "on":
                 # It may have been so when this connection was made, and not be so any more.
+                self._moves.note()
                 await connection.invalidate()
                 raise Unavailable(Trouble.READ_ONLY)
 
@@ -139,7 +145,8 @@ class Database:
             self._lookers.shutdown()
             self._looker.dispose()
         await self._writer.dispose()
-        await self._reader.dispose()
+        if self._reader is not self._writer:
+            await self._reader.dispose()
 
     def _look(self, work: Callable[[Connection], Result]) -> Result:
         with self._looker.connect() as connection:

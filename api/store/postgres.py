@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 from sqlalchemy import event
 from sqlalchemy.engine import URL, ExceptionContext
-from sqlalchemy.exc import InvalidatePoolError, OperationalError
+from sqlalchemy.exc import DisconnectionError, InvalidatePoolError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 # Milliseconds that a transaction may wait for its process, which in it waits for nothing but the database. A process
@@ -46,9 +46,11 @@ class Limits:
     """For one lock that somebody else holds."""
     idle: float = _IDLE / 1000
     """For a transaction in which nothing is asked."""
+    apart: bool = False
+    """Whether a third of the connections is for what only reads."""
 
     def shared(self) -> tuple["Limits", "Limits"]:
-        """A third of the connections for what only reads: people wait behind no queue of workers' reports."""
+        """Those who read, and those who write: people wait behind no queue of workers' reports."""
         reads = max(1, self.connections // 3)
         return replace(self, connections=reads), replace(self, connections=self.connections - reads)
 
@@ -71,8 +73,22 @@ async def connect(url: URL, limits: Limits) -> "asyncpg.Connection[Any]":
         raise asyncpg.ClientCannotConnectError(said) from error
 
 
-def engine(url: URL, limits: Limits) -> AsyncEngine:
-    """A pool of connections."""
+class Moves:
+    """When it was last seen that the server takes no changes any more: connections of before lead to the wrong one."""
+
+    def __init__(self) -> None:
+        self.seen = -math.inf
+
+    def note(self) -> bool:
+        """It is seen now. Whether that is news: to a server that is only read, no connections are made each time."""
+        if time.monotonic() - self.seen <= _ELSEWHERE:
+            return False
+        self.seen = time.monotonic()
+        return True
+
+
+def engine(url: URL, limits: Limits, moves: Moves | None = None) -> AsyncEngine:
+    """A pool of connections. Pools of one server share `moves`: only who writes sees them."""
     made = create_async_engine(
         # SQLAlchemy would not take all that the driver takes of a URL: it hands on what it is given.
         "postgresql+asyncpg://",
@@ -82,17 +98,21 @@ def engine(url: URL, limits: Limits) -> AsyncEngine:
         pool_timeout=_POOL,
         pool_recycle=_RECYCLE,
     )
-    _watch(made)
+    _watch(made, moves or Moves())
     # Where a connection leads nowhere any more, its polite end would be waited for as long as a statement.
     dialect = made.sync_engine.dialect
     dialect.do_close = dialect.do_terminate  # type: ignore[method-assign]
     return made
 
 
-def _watch(engine: AsyncEngine) -> None:
-    looked = -_ELSEWHERE
+def _watch(engine: AsyncEngine, moves: Moves) -> None:
+
+    def connected(connection: Any, record: Any) -> None:
+        record.info["made"] = time.monotonic()
 
     def checkout(connection: Any, record: Any, proxy: Any) -> None:
+        if record.info["made"] < moves.seen:
+            raise DisconnectionError("the server that it leads to took no changes")
         # SQLAlchemy's own ping would wait as long as TCP does for a connection that a firewall has forgotten.
         if time.monotonic() - record.info.pop("used", math.inf) > _FRESH:
             try:
@@ -104,7 +124,6 @@ def _watch(engine: AsyncEngine) -> None:
         record.info["used"] = time.monotonic()
 
     def failed(context: ExceptionContext) -> BaseException | None:
-        nonlocal looked
         cause = context.original_exception
         if isinstance(cause, TimeoutError):
             # The server did not even say that it stopped the statement.
@@ -112,12 +131,12 @@ def _watch(engine: AsyncEngine) -> None:
             return OperationalError(context.statement, None, cause, connection_invalidated=True)
         if isinstance(cause.__cause__, asyncpg.InternalClientError):
             context.is_disconnect = True
-        if getattr(cause, "sqlstate", None) == "25006" and time.monotonic() - looked > _ELSEWHERE:
+        if getattr(cause, "sqlstate", None) == "25006" and moves.note():
             # After a failover, connections to the server that led before are still good for reading.
-            looked = time.monotonic()
             context.is_disconnect = True
         return None
 
+    event.listen(engine.sync_engine, "connect", connected)
     event.listen(engine.sync_engine, "checkout", checkout)
     event.listen(engine.sync_engine, "checkin", checkin)
     event.listen(engine.sync_engine, "handle_error", failed)

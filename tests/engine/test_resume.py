@@ -192,6 +192,33 @@ def test_other_circumstances_are_told(one: Pool, tmp_path: Path) -> None:
     assert "4 ranks" in ended.message
 
 
+def test_a_number_that_is_given_again_goes_on_with_its_curves(one: Pool, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"stage__tensorboard": True}
+    whole, _ = lived_through(one, job(tmp_path / "whole", **changes), [])
+    made = job(tmp_path / "again", **changes)
+    assert one.run(jobs.attempt, made, 1, Plan(stop_at=9))[0].outcome == "Stopped"
+    # As after the restore of a database that knows nothing of the first.
+    again = one.run(jobs.attempt, made, 1)[0]
+    assert again.outcome == "Finished", again.message
+    assert again.resumed_from
+    assert again.losses == {step: loss for step, loss in whole.items() if step > again.resumed_from}
+
+
+def test_a_checkpoint_of_another_model_is_passed_over_with_an_event(one: Pool, tmp_path: Path) -> None:
+    base = one.run(jobs.attempt, job(tmp_path / "base", stage__steps=1), 1)[0]
+    made = job(tmp_path, stage__model=str(tmp_path / "base" / base.outputs[0]["path"]))
+    one.run(jobs.attempt, made, 1, Plan(stop_at=9))
+    folder = next(tmp_path.glob("jobs/*/a1/checkpoints/*"))
+    stored = json.loads((folder / "training.json").read_text())
+    assert set(stored["models"]) == {"stage.model"}
+    stored["models"]["stage.model"] = "0" * 64
+    (folder / "training.json").write_text(json.dumps(stored))
+    _reseal(folder)
+    ended = one.run(jobs.attempt, made, 2)[0]
+    assert (ended.outcome, ended.resumed_from) == ("Finished", 0)
+    assert "was made with another model at stage.model" in ended.events["CheckpointOfOthers"]
+
+
 def test_other_tokens_from_the_same_file_are_told(one: Pool, tmp_path: Path) -> None:
     made = job(tmp_path, stage__steps=3, checkpoint={"every_steps": 1})
     one.run(jobs.attempt, made, 1, Plan(kill_at=6))

@@ -301,6 +301,9 @@ def test_a_server_is_trusted_whose_certificate_is_of_an_authority_of_ones_own(
         url = f"s3://{s3.bucket()}"
         with pytest.raises(Refused, match="AWS_CA_BUNDLE names"):
             ObjectStore(url, Options(patience=5)).put_bytes("files/f", b"x")
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "no.crt"))
+        with pytest.raises(Refused, match="AWS_CA_BUNDLE: there is no file"):
+            ObjectStore(url, Options(patience=5)).put_bytes("files/f", b"x")
         monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.crt"))
         store = ObjectStore(url, Options(patience=5))
         store.put_bytes("files/f", b"x")

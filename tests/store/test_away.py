@@ -114,6 +114,10 @@ async def test_connections_to_a_server_that_takes_no_changes_any_more_are_made_a
         answer = await plane.http.patch(f"/v1/jobs/{job}", json={"priority": number})
         assert answer.status_code == 200, answer.text
     assert await status(plane) == 200
+    # Those who read have gone with them.
+    for _ in range(20):
+        async with plane.control.database.reading() as session:
+            assert await session.scalar(text("SELECT current_setting('transaction_read_only')")) == "off"
 
 
 async def test_a_server_that_takes_no_changes_is_not_asked_for_new_connections_at_every_request(

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tenacity
@@ -77,6 +78,8 @@ class Bucket:
         # Slow to import: most attempts and most commands have nothing to do with a bucket.
         import s3fs
 
+        if (bundle := os.environ.get("AWS_CA_BUNDLE")) and not Path(bundle).is_file():
+            raise Refused(f"AWS_CA_BUNDLE: there is no file {bundle}")
         options = self.options
         files = s3fs.S3FileSystem(
             skip_instance_cache=True,
@@ -188,7 +191,12 @@ class Bucket:
             return Refused(f"{where} refuses the credentials ({code})")
         if code and code not in _AGAIN and _FINAL_ABOVE <= status < _FINAL_BELOW:
             return StorageFailure(f"{where} does not take this call ({code})")
-        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        if "CERTIFICATE_VERIFY_FAILED" in (said := str(error)):
+            if "expired" in said or "not yet valid" in said:
+                # It is renewed, or a clock is put right.
+                return Away(f"{where} has a certificate whose time is over or has not come")
+            if "mismatch" in said:
+                return Refused(f"{where} has a certificate for another name than AWS_ENDPOINT_URL's")
             return Refused(f"{where} has a certificate that is not trusted; AWS_CA_BUNDLE names its authority's file")
         return Away(f"{where} does not answer ({code or type(error).__name__})")
 
