@@ -1,4 +1,4 @@
-"""Optimizers by name, with the groups of weights that have rates of their own. They are torch's and DeepSpeed's."""
+"""Optimizers by name, with the groups of weights that have rates of their own."""
 
 import difflib
 import re
@@ -20,10 +20,8 @@ _BLOCK = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
 _WRAPPED = "base_model.model."
 
 
-def optimizer_of(model: nn.Module, settings: Optimizer, *, on_host: bool) -> torch.optim.Optimizer:
+def optimizer_of(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """The optimizer of a model's trained weights; its rate is 0 until the first update brings its own.
-
-    `on_host`: where it will be computed, for the weights may not be there yet.
 
     Raises BadSpec for a group that no trained weight belongs to.
     """
@@ -33,15 +31,32 @@ def optimizer_of(model: nn.Module, settings: Optimizer, *, on_host: bool) -> tor
         case "adamw":
             return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=settings.eps, fused=True)
         case "adafactor":
-            # The schedule is ours, and so is the clipping.
             return torch.optim.Adafactor(groups, lr=0.0, d=1.0)
         case "lion":
-            if on_host:
-                from deepspeed.ops.lion import DeepSpeedCPULion as Lion
-            else:
-                from deepspeed.ops.lion import FusedLion as Lion
-            made: torch.optim.Optimizer = Lion(groups, lr=0.0, betas=betas)
-            return made
+            return Lion(groups, betas)
+
+
+class Lion(torch.optim.Optimizer):
+    """Algorithm 2 of Chen et al., 2023. DeepSpeed's are compiled where they run, by a compiler that images have not."""
+
+    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]):
+        super().__init__(groups, {"lr": 0.0, "betas": betas, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update of all weights that have a gradient."""
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            if not weights:
+                continue
+            gradients = [p.grad for p in weights]
+            moments = [self.state[p].setdefault("exp_avg", torch.zeros_like(p)) for p in weights]
+            first, second = group["betas"]
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            updates = torch._foreach_lerp(moments, gradients, 1 - first)
+            torch._foreach_sign_(updates)
+            torch._foreach_add_(weights, updates, alpha=-group["lr"])
+            torch._foreach_lerp_(moments, gradients, 1 - second)
 
 
 def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
@@ -50,7 +65,9 @@ def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, An
     for number, group in enumerate(settings.groups):
         for pattern in group.match:
             check_pattern(pattern, list(named), f"stage.optimizer.groups.{number}.match")
-    depths = _depths(list(named))
+    depths = _depths([name.removeprefix(_WRAPPED) for name, _ in model.named_parameters()])
+    if settings.layer_decay < 1 and not any(_block_of(name) is not None for name in depths):
+        raise BadSpec("stage.optimizer.layer_decay: the names of this model's weights tell no layers; leave it out")
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named.items():
         scale, decay = settings.layer_decay ** depths[name], settings.weight_decay

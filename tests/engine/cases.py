@@ -293,3 +293,16 @@ def tensorboard_points(rank: int, world: int, folder: str, name: str) -> list[tu
     events = EventAccumulator(folder)
     events.Reload()
     return [(point.step, point.value) for point in events.Scalars(name)]
+
+
+def attempt_of_a_release_without_groups(rank: int, world: int, job: Job, plan: Any) -> Any:
+    """An attempt whose checkpoints say nothing of what the rates of groups are multiplied by."""
+    from tests.engine.jobs import attempt
+    from worker import engine, optimizers
+
+    before = optimizers.SCALE
+    engine.SCALE = optimizers.SCALE = "told otherwise"
+    try:
+        return attempt(rank, world, job, 1, plan)
+    finally:
+        engine.SCALE = optimizers.SCALE = before

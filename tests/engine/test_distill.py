@@ -1,5 +1,6 @@
 """Distillation on the real engine: the same for any ranks, exact after a stop, and what a student learns."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,10 @@ def test_a_teacher_with_other_tokens_is_refused_before_the_first_step(one: Pool,
     other.mkdir()
     for file in Path(teacher).iterdir():
         (other / file.name).write_bytes(file.read_bytes())
-    template = other / "chat_template.jinja"
-    template.write_text(template.read_text().replace("<|im_start|>", "<|begin|>"))
+    words = json.loads((other / "tokenizer.json").read_text())
+    for token in words["added_tokens"]:
+        token["content"] = token["content"].replace("im_start", "begin")
+    (other / "tokenizer.json").write_text(json.dumps(words))
     (other / "manifest.json").unlink(missing_ok=True)
     ended = one.run(jobs.attempt, job(tmp_path, str(other)), 1)[0]
     assert ended.outcome == "InvalidSpec"

@@ -219,6 +219,16 @@ def test_a_checkpoint_of_another_model_is_passed_over_with_an_event(one: Pool, t
     assert "was made with another model at stage.model" in ended.events["CheckpointOfOthers"]
 
 
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_a_checkpoint_of_the_release_before_goes_on(one: Pool, tmp_path: Path, zero: int) -> None:
+    whole, _ = lived_through(one, job(tmp_path / "whole", deepspeed__zero=zero), [])
+    made = job(tmp_path / "broken", deepspeed__zero=zero)
+    first = one.run(cases.attempt_of_a_release_without_groups, made, Plan(stop_at=9))[0]
+    second = one.run(jobs.attempt, made, 2)[0]
+    assert (first.outcome, second.outcome) == ("Stopped", "Finished"), second.message
+    assert first.losses | second.losses == whole
+
+
 def test_other_tokens_from_the_same_file_are_told(one: Pool, tmp_path: Path) -> None:
     made = job(tmp_path, stage__steps=3, checkpoint={"every_steps": 1})
     one.run(jobs.attempt, made, 1, Plan(kill_at=6))

@@ -3,6 +3,7 @@
 import copy
 import difflib
 import math
+from operator import attrgetter
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -14,8 +15,8 @@ from worker.contract.mixes import (
     mixes_of_rl,
     offload_without_zero,
     scaled_before_it_is_scattered,
+    unfit_adafactor,
     warmup_past_the_end,
-    whole_matrices,
 )
 from worker.contract.parts import Scratch
 from worker.contract.ppo import RlStage
@@ -167,7 +168,11 @@ def _train(stage: TrainStage, spec: JobSpec) -> list[Problem]:
             wrong("stage.lora", "a model from scratch has no weights worth freezing; leave `lora` out")
     if stage.freeze and stage.lora is not None:
         wrong("stage.freeze", "with `lora` all weights stay as they are but the adapters; leave one of the two out")
-    found += whole_matrices(stage.optimizer, spec.deepspeed, "stage.optimizer")
+    found += unfit_adafactor(stage.optimizer, spec.deepspeed, "stage.optimizer")
+    for field in stage.traits.models:
+        role = field.rpartition(".")[0]
+        if role and (own := getattr(attrgetter(role)(stage), "deepspeed", None)) is not None:
+            found += offload_without_zero(own, f"stage.{role}.deepspeed")
     return found + warmup_past_the_end(stage.optimizer, stage.steps, "stage.optimizer") + stage.mixes()
 
 

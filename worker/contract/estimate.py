@@ -147,13 +147,11 @@ def models_of(spec: JobSpec, configs: Mapping[str, dict[str, Any]]) -> Models:
     adapters: dict[str, Lora] = {}
     problems: list[Problem] = []
     wanted: dict[str, tuple[dict[str, Any] | None, int | None]] = {}
+    wanted = {path: (configs.get(path), None) for path in _paths(spec)}
     if isinstance(stage, TrainStage) and not isinstance(stage.model, str):
         tokenizer = configs.get("stage.model.tokenizer", {})
         vocabulary = BYTES_VOCABULARY if stage.model.tokenizer == "bytes" else tokenizer.get("vocab_size")
         wanted["stage.model"] = (stage.model.config, vocabulary)
-    else:
-        paths = _paths(spec)
-        wanted = {path: (configs.get(path), None) for path in paths}
     for path, (config, vocabulary) in wanted.items():
         if config is None:
             problems.append(Problem(path, "its config.json is not to be had, so its sizes are not known"))

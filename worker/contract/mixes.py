@@ -37,12 +37,20 @@ def warmup_past_the_end(optimizer: Optimizer, steps: int | None, path: str) -> l
     return [Problem(f"{path}.warmup", "from 1 on it is a count of steps: a whole number, at most `steps`")]
 
 
-def whole_matrices(optimizer: Optimizer, deepspeed: DeepSpeed, path: str) -> list[Problem]:
-    """ZeRO makes one long row of all weights, in which Adafactor's rows and columns are gone."""
-    if optimizer.name != "adafactor" or effective_zero(deepspeed) == 0:
+def unfit_adafactor(optimizer: Optimizer, deepspeed: DeepSpeed, path: str) -> list[Problem]:
+    """What Adafactor must be told. ZeRO makes one long row of all weights, in which its rows and columns are gone."""
+    if optimizer.name != "adafactor":
         return []
-    said = "adafactor needs whole matrices: deepspeed.zero 0 and precision fp32; write them, or another optimizer"
-    return [Problem(f"{path}.name", said)]
+    found = []
+    if optimizer.lr is None:
+        said = (
+            "adafactor's rate is relative to the size of the weights, so no stage has a default for it; 0.01 is usual"
+        )
+        found.append(Problem(f"{path}.lr", said))
+    if effective_zero(deepspeed) > 0:
+        said = "adafactor needs whole matrices: deepspeed.zero 0 and precision fp32; write them, or another optimizer"
+        found.append(Problem(f"{path}.name", said))
+    return found
 
 
 def mixes_of_rl(stage: RlStage, spec: JobSpec) -> list[Problem]:
@@ -58,7 +66,7 @@ def mixes_of_rl(stage: RlStage, spec: JobSpec) -> list[Problem]:
     found += warmup_past_the_end(stage.optimizer, stage.steps, "stage.optimizer")
     for name, learner in stage.learners.items():
         path = f"stage.{name}.optimizer" if learner.optimizer is not None else "stage.optimizer"
-        found += whole_matrices(learner.optimizer or stage.optimizer, learner.deepspeed or spec.deepspeed, path)
+        found += unfit_adafactor(learner.optimizer or stage.optimizer, learner.deepspeed or spec.deepspeed, path)
     found += unfit_answers(stage.rollout, stage.max_length)
     if not isinstance(stage, PpoStage):
         said = (

@@ -23,8 +23,9 @@ class Groups(Iterations[GroupStage]):
 
     @property
     def coef(self) -> float:
-        """The price of a nat of KL."""
-        return self.stage.group.kl.coef
+        """The price of a nat of KL, as far as the reward pays it."""
+        kl = self.stage.group.kl
+        return kl.coef if kl.where == "reward" else 0.0
 
     def credit(self, hand: Hand) -> Credit:
         """Every token of an answer has the answer's advantage."""
@@ -48,7 +49,7 @@ class Groups(Iterations[GroupStage]):
         kept = counted(credit.scores, ended, stage.answers, stage.group)
         lengths = credit.mask.sum(dim=1).float()
         weights, divided = weights_of(lengths, kept, stage.group, stage.rollout.max_new_tokens)
-        # As many tokens weigh as there are in the minibatch over all ranks; where none is learnt from, nothing is.
+        # As many tokens weigh as there are in the minibatch over all ranks.
         weight = self.ranks.world / max(1.0, float(divided[list(rows)].sum()))
         groups, measured = self.share(rows, hand.everyone), tally.Sums()
         for number, group in enumerate(groups, start=1):

@@ -33,7 +33,7 @@ from worker.packing import IGNORED, MicroBatch, counts, micro_batches
 from worker.rl.frozen import Frozen
 from worker.rl.gathered import gathered
 from worker.rl.prompts import seeds
-from worker.rl.roles import ends_of, same_tokens
+from worker.rl.roles import ends_of
 from worker.rl.rollout import sample as sampled
 from worker.state import undisturbed
 from worker.training import train
@@ -82,7 +82,8 @@ class Distill(Method[DistillStage]):
             order.inputs[path], role.model, loop.context.store, DTYPES[deepspeed.precision], [],
             path=path, waiting=loop.context.channel.going_on,
         )  # fmt: skip
-        if not same_tokens(loop.loaded.tokenizer, tokenizer):
+        # The rows are written by the student's template: the teacher's is not asked.
+        if loop.loaded.tokenizer.get_vocab() != tokenizer.get_vocab():
             said = f"{role.model} has another tokenizer than {self.model_name}; odds of other tokens teach nothing"
             raise BadSpec(f"{path}: {said}")
         check_length(model, self.stage.max_length)
@@ -165,11 +166,11 @@ def prompts_of(batch: MicroBatch) -> list[list[int]]:
     """Of each row what comes before the last stretch of labelled tokens: the dialogue up to its last answer."""
     found = []
     for ids, labels, positions in zip(batch.input_ids, batch.labels, batch.position_ids, strict=True):
-        labelled = (labels != IGNORED).nonzero()[:, 0].tolist()
-        if not labelled:
+        labelled = (labels != IGNORED).tolist()
+        if not any(labelled):
             continue  # padding
-        first = labelled[-1]
-        while first - 1 in labelled:
+        first = len(labelled) - 1 - labelled[::-1].index(True)
+        while first > 0 and labelled[first - 1]:
             first -= 1
         assert int(positions[first]) == first  # rows are not packed
         found.append(ids[: first + 1].tolist())
