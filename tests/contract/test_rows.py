@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from worker.contract.rows import BadRow, check_rows, first_without_answer
+from worker.contract.rows import BadRow, check_rows, first_without_answer, parse_line
 
 pytestmark = pytest.mark.quick
 
@@ -71,3 +71,15 @@ def test_the_first_prompt_without_an_answer_is_found_by_its_line() -> None:
     assert first_without_answer([right, b"\n", b'{"prompt": "\\"answer\\": 4"}\n']) == 3
     assert first_without_answer([right, b'{"prompt": "x", "answer": null}']) == 2
     assert first_without_answer([b'{"prompt": "x", "answer": ""}']) is None
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ({"prompt": "a", "answer": "b", "label": 1}, "label"),
+        ({"messages": [{"role": "assistant", "content": "a"}], "tokens": 12}, "tokens"),
+    ],
+)
+def test_a_stray_field_is_told_as_one_and_makes_no_row_of_another_kind(row: dict[str, object], field: str) -> None:
+    with pytest.raises(BadRow, match=f"`{field}`: Extra inputs are not permitted"):
+        parse_line(json.dumps(row).encode(), 1)

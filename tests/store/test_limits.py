@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as NoneFree
 
 from api.control import limits
 from api.settings import BadSettings, Settings, load
@@ -156,13 +157,17 @@ async def test_a_statement_on_a_connection_that_is_forgotten_meanwhile_ends_and_
         await database.dispose()
 
 
-async def test_who_reads_waits_for_no_connection_that_writers_hold(url: str) -> None:
+async def test_who_reads_waits_for_no_connection_that_writers_hold(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres, "_POOL", 0.3)
     database = Database(url, Limits(connections=6, apart=True))
     try:
         async with contextlib.AsyncExitStack() as writers:
             for _ in range(4):
                 session = await writers.enter_async_context(database.transaction())
                 await session.execute(text("SELECT 1"))
+            with pytest.raises(NoneFree):  # though two are left
+                async with database.transaction() as session:
+                    await session.execute(text("SELECT 1"))
             assert await asyncio.wait_for(database.look(lambda connection: connection.scalar(text("SELECT 2"))), 5) == 2
     finally:
         await database.dispose()

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from worker.contract.evaluation import EvaluateStage
 from worker.contract.mixes import (
+    in_vain,
     mixes_of_evaluation,
     mixes_of_rl,
     offload_without_zero,
@@ -169,6 +170,7 @@ def _train(stage: TrainStage, spec: JobSpec) -> list[Problem]:
     if stage.freeze and stage.lora is not None:
         wrong("stage.freeze", "with `lora` all weights stay as they are but the adapters; leave one of the two out")
     found += unfit_adafactor(stage.optimizer, spec.deepspeed, "stage.optimizer")
+    found += in_vain(stage.optimizer, stage.steps, "stage.optimizer")
     for field in stage.traits.models:
         role = field.rpartition(".")[0]
         if role and (own := getattr(attrgetter(role)(stage), "deepspeed", None)) is not None:

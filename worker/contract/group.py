@@ -1,5 +1,6 @@
 """The stages that learn from a reward by comparing several answers to one prompt: no critic."""
 
+from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -75,9 +76,9 @@ class GroupStage(RlStage):
         return self.answers
 
     @property
+    @abstractmethod
     def group(self) -> Group:
         """How answers are compared."""
-        raise NotImplementedError
 
     @property
     def passes(self) -> Passes:

@@ -29,6 +29,24 @@ def scaled_before_it_is_scattered(deepspeed: DeepSpeed) -> list[Problem]:
     return [Problem("deepspeed.config.prescale_gradients", said)]
 
 
+# What an optimizer has of these is read by it; what others have would be said in vain.
+_UNREAD = {"adamw": (), "lion": ("eps",), "adafactor": ("beta1", "beta2", "eps")}
+
+
+def in_vain(optimizer: Optimizer, steps: int | None, path: str) -> list[Problem]:
+    """Settings that this optimizer does not read, and a fall that begins before the warm-up has ended."""
+    found = [
+        Problem(f"{path}.{name}", f"{optimizer.name} has no such setting; leave it out")
+        for name in _UNREAD[optimizer.name]
+        if name in optimizer.model_fields_set
+    ]
+    warmup = optimizer.warmup if optimizer.warmup < 1 else optimizer.warmup / steps if steps else 0.0
+    if optimizer.schedule == "wsd" and warmup + optimizer.decay > 1:
+        said = f"wsd warms up for {warmup:g} of the steps, so at most {1 - warmup:g} are left to fall in"
+        found.append(Problem(f"{path}.decay", said))
+    return found
+
+
 def warmup_past_the_end(optimizer: Optimizer, steps: int | None, path: str) -> list[Problem]:
     """A warm-up that never ends, or of half a step."""
     warmup = optimizer.warmup
@@ -63,7 +81,9 @@ def mixes_of_rl(stage: RlStage, spec: JobSpec) -> list[Problem]:
     for name, learner in stage.learners.items():
         if learner.optimizer is not None:
             found += warmup_past_the_end(learner.optimizer, stage.steps, f"stage.{name}.optimizer")
+            found += in_vain(learner.optimizer, stage.steps, f"stage.{name}.optimizer")
     found += warmup_past_the_end(stage.optimizer, stage.steps, "stage.optimizer")
+    found += in_vain(stage.optimizer, stage.steps, "stage.optimizer")
     for name, learner in stage.learners.items():
         path = f"stage.{name}.optimizer" if learner.optimizer is not None else "stage.optimizer"
         found += unfit_adafactor(learner.optimizer or stage.optimizer, learner.deepspeed or spec.deepspeed, path)

@@ -1,5 +1,6 @@
 """PPO: an actor that answers prompts, a critic that foresees the reward, a reference that it should stay near."""
 
+from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
@@ -150,9 +151,9 @@ class RlStage(Strict):
         return 1
 
     @property
+    @abstractmethod
     def passes(self) -> Passes:
         """Over an iteration's answers."""
-        raise NotImplementedError
 
     @property
     def rows(self) -> int:

@@ -251,8 +251,14 @@ def first_without_answer(lines: Iterable[bytes]) -> int | None:
     return None
 
 
+# What stands beside a field that tells a kind: without it, the field is a stray one of a row of another kind.
+_BESIDE: dict[RowKind, str] = {"completion": "prompt", "label": "text", "labels": "text", "tokens": "tags"}
+
+
 def _kind(value: dict[str, Any]) -> RowKind | None:
-    return next((kind for kind in ROWS if kind in value), None)
+    found = [kind for kind in ROWS if kind in value]
+    meant = [kind for kind in found if _BESIDE.get(kind, kind) in value]
+    return next(iter(meant or found), None)
 
 
 def _no_constant(name: str) -> Any:
